@@ -1,0 +1,1 @@
+"""Engines that turn (z, class_id, truncation_psi) into images, behind one protocol."""

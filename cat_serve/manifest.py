@@ -1,0 +1,169 @@
+"""The manifest beside every artefact: what the model is, what its files hash to, how well they agree.
+
+A model's public version is the first twelve hex digits of the SHA-256 of its manifest file; since the
+manifest hashes every file that is executed, the version names the bytes that make the images.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from cat_serve.contract import Batch
+from cat_serve.errors import ArtefactError
+from cat_serve.files import sha256_of, write_text
+from cat_serve.latents import latents_from_seeds
+
+FORMAT = "cat-serve-manifest-1"
+MANIFEST_NAME = "manifest.json"
+MODEL_NAME = "model.onnx"
+GOLDEN_NAME = "golden.png"
+
+Determinism = Literal["bytes", "latent"]
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file that is executed or compared: its hash and what it is."""
+
+    sha256: str
+    size_bytes: int
+    precision: str | None = None
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Images that an engine must make again before it may serve.
+
+    The file is a PNG of the images below each other, one per (class_id, seed) pair.
+
+    Attributes:
+        max_levels: how far one uint8 value may be off on another machine.
+    """
+
+    file: str
+    class_id: tuple[int, ...]
+    seed: tuple[int, ...]
+    truncation_psi: tuple[float, ...]
+    max_levels: int
+
+    def batch(self, z_shape: tuple[int, ...]) -> Batch:
+        """Return the inputs of the golden images."""
+        return Batch(
+            latents_from_seeds(self.seed, z_shape),
+            np.array(self.class_id, dtype=np.int64),
+            np.array(self.truncation_psi, dtype=np.float32),
+        )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a service must know of one model.
+
+    Attributes:
+        z_shape: shape of one latent, without the batch.
+        image_size: (height, width) in px.
+        psi: what truncation_psi means: {"meaning": "w_lerp" or "none", "neutral": float}.
+        determinism: `bytes` if a row's bytes were seen not to depend on its batch, else `latent`.
+        parity: the report of the comparison that let the artefact through.
+        source: the checkpoint's sha256, how it was trained, and licences.
+    """
+
+    model: str
+    files: dict[str, FileRecord]
+    class_names: tuple[str, ...]
+    z_shape: tuple[int, ...]
+    image_size: tuple[int, int]
+    max_batch: int
+    golden: Golden
+    determinism: Determinism
+    psi: dict[str, Any] = field(default_factory=lambda: {"meaning": "w_lerp", "neutral": 1.0})
+    parity: dict[str, Any] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+    made_with: dict[str, str] = field(default_factory=dict)
+    format: str = FORMAT
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def save(self, folder: Path) -> None:
+        write_text(folder / MANIFEST_NAME, json.dumps(asdict(self), indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A version folder whose manifest was read and whose files were checked against it."""
+
+    folder: Path
+    manifest: Manifest
+    version: str
+
+    @property
+    def model_path(self) -> Path:
+        return self.folder / MODEL_NAME
+
+
+def record(path: Path, precision: str | None = None) -> FileRecord:
+    """Return what the manifest says of one file."""
+    return FileRecord(sha256_of(path), path.stat().st_size, precision)
+
+
+def load_artefact(folder: Path) -> Artefact:
+    """Read a version folder; every file the manifest names must be there with its hash.
+
+    Raises:
+        ArtefactError: no manifest, another format, or a file that is missing or was changed.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise ArtefactError(
+            f"{folder.name} of model {folder.parent.name!r} has no {MANIFEST_NAME}.",
+            hint="make it with: python -m export.onnx --help",
+        )
+    manifest = _parse(path)
+    for name, expected in manifest.files.items():
+        if not (folder / name).is_file():
+            raise ArtefactError(
+                f"Model {manifest.model!r} lacks {name}.",
+                hint="export it again: python -m export.onnx --help",
+            )
+        if (got := sha256_of(folder / name)) != expected.sha256:
+            raise ArtefactError(
+                f"{name} of model {manifest.model!r} is not the file its manifest describes "
+                f"(sha256 {got[:12]}, expected {expected.sha256[:12]}).",
+                hint="restore the file, or export it again: python -m export.onnx --help",
+            )
+    return Artefact(folder, manifest, sha256_of(path)[:12])
+
+
+def _parse(path: Path) -> Manifest:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.get("format") != FORMAT:
+            raise ArtefactError(
+                f"The manifest of {path.parent.parent.name!r} has format {values.get('format')!r}, "
+                f"not {FORMAT!r}.",
+                hint="export the model again with this version of the package",
+            )
+        if unknown := values.keys() - {f.name for f in fields(Manifest)}:
+            raise ValueError(f"unknown keys {sorted(unknown)}")
+        golden = {k: tuple(v) if isinstance(v, list) else v for k, v in values["golden"].items()}
+        height, width = values["image_size"]
+        parts = {
+            "files": {name: FileRecord(**entry) for name, entry in values["files"].items()},
+            "golden": Golden(**golden),
+            "class_names": tuple(values["class_names"]),
+            "z_shape": tuple(values["z_shape"]),
+            "image_size": (height, width),
+        }
+        return Manifest(**(values | parts))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(
+            f"The manifest of {path.parent.parent.name!r} is damaged: {error}",
+            hint="restore it, or export the model again",
+        ) from error

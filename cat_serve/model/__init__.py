@@ -1,0 +1,1 @@
+"""The generator side of the models: configuration, layers, checkpoints. Needs torch, except for `config`."""

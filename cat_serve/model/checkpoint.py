@@ -1,0 +1,139 @@
+"""The served checkpoint: one safetensors file with weights, configuration, class names and VAE inside.
+
+Tensors are named `generator.*` and `vae.*`; the JSON under the metadata key `cat_serve` holds the rest.
+Pickles are never read here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cat_serve.errors import CheckpointError
+from cat_serve.files import written_whole
+from cat_serve.model.config import GeneratorConfig
+from cat_serve.model.generator import Generator
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+FORMAT = "cat-serve-checkpoint-1"
+METADATA_KEY = "cat_serve"
+
+
+@dataclass
+class Checkpoint:
+    """A generator with everything that is needed to serve it.
+
+    Attributes:
+        name: the model's name, lower case, no slash.
+        generator: in eval mode, float32, `w_avg` inside.
+        vae: in eval mode, float32.
+        class_names: one per class.
+        training: what made the weights (configuration, images seen, data set and its licence).
+    """
+
+    name: str
+    generator: Generator
+    vae: AutoencoderKL
+    class_names: tuple[str, ...]
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint beside its name and rename it."""
+    tensors = {
+        f"{part}.{key}": tensor.detach().contiguous()
+        for part, module in (("generator", checkpoint.generator), ("vae", checkpoint.vae))
+        for key, tensor in module.state_dict().items()
+    }
+    description = {
+        "format": FORMAT,
+        "name": checkpoint.name,
+        "generator": checkpoint.generator.config.to_dict(),
+        "vae": {k: v for k, v in checkpoint.vae.config.items() if not k.startswith("_")},
+        "class_names": list(checkpoint.class_names),
+        "training": checkpoint.training,
+    }
+    with written_whole(path) as temporary:
+        save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(description)})
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint strictly: every tensor consumed, none missing.
+
+    Raises:
+        CheckpointError: no such file, damaged, another format, or keys and shapes that do not fit.
+    """
+    from diffusers import AutoencoderKL
+
+    description, tensors = read_safetensors(path)
+    if description.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path.name} has format {description.get('format')!r}, not {FORMAT!r}.",
+            hint="checkpoints are written by python -m training.train",
+        )
+    generator = Generator(GeneratorConfig.from_dict(description["generator"]))
+    vae = AutoencoderKL(**description["vae"])
+    fill(generator, tensors, "generator.", path)
+    fill(vae, tensors, "vae.", path)
+    if tensors:
+        raise CheckpointError(f"{path.name} holds tensors that belong nowhere: {sorted(tensors)[:5]}.")
+    return Checkpoint(
+        name=description["name"],
+        generator=generator.eval().requires_grad_(False),
+        vae=vae.eval().requires_grad_(False),
+        class_names=tuple(description["class_names"]),
+        training=description["training"],
+    )
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the JSON description and the tensors of one of this project's safetensors files."""
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint {path}.")
+    try:
+        with safe_open(path, framework="pt") as stream:
+            metadata = stream.metadata() or {}
+            tensors = {key: stream.get_tensor(key) for key in stream.keys()}
+        return json.loads(metadata[METADATA_KEY]), tensors
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path.name} is damaged, or no checkpoint of this project: {error}"
+        ) from error
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str, path: Path) -> None:
+    """Move the tensors named `prefix*` out of `tensors` into `module`; keys and shapes must match."""
+    own: Mapping[str, Tensor] = {
+        key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)
+    }
+    try:
+        module.load_state_dict(own, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path.name} does not fit its own configuration: {error}") from error
+
+
+def save_module(path: Path, module: nn.Module, description: Mapping[str, Any]) -> None:
+    """Write one module's weights with a JSON description (the discriminator beside its generator)."""
+    tensors = {key: tensor.detach().contiguous() for key, tensor in module.state_dict().items()}
+    with written_whole(path) as temporary:
+        save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(dict(description))})
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Return the number of learned values; buffers such as `w_avg` are not counted."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def generator_device(generator: Generator) -> torch.device:
+    """Return where a generator's weights are."""
+    return generator.w_avg.device

@@ -1,0 +1,173 @@
+"""CAT's generator: a latent and a class go in, a latent image comes out of one forward pass.
+
+"Cross-scale Aligned Supervision for Training GANs", arXiv 2605.26449, on the architecture of "Scalable
+GANs with Transformers" (GAT), arXiv 2509.24935. No noise image enters: the tokens are a fixed position
+embedding, and everything that differs between samples comes through the modulation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cat_serve.model.config import GeneratorConfig, Modulation, swiglu_width
+from cat_serve.model.layers import (
+    Attention,
+    EqualizedLinear,
+    SwiGLU,
+    linear,
+    rms_norm,
+    rope_angles,
+    rope_table,
+    sincos_positions,
+    unpatchify,
+)
+
+MODULATION_GAIN = 0.1
+MAPPING_EPS = 1e-8
+W_AVG_DECAY = 0.995
+
+
+class Mapping(nn.Module):
+    """(z, y) -> w = EqLin(SiLU(EqLin([e_y / rms(e_y), z / rms(z)]))), always in float32."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.class_embedding = nn.Parameter(
+            torch.randn(config.num_classes, config.class_dim) * 0.02
+        )
+        self.first = EqualizedLinear(config.class_dim + config.z_dim, config.width)
+        self.second = EqualizedLinear(config.width, config.width)
+
+    def forward(self, z: Tensor, class_id: Tensor) -> Tensor:
+        """Map z float32 [B, z_dim] and class_id int64 [B] to w float32 [B, C]."""
+        embedding = functional.embedding(class_id, self.class_embedding)
+        normalised = (rms_norm(embedding, MAPPING_EPS), rms_norm(z.float(), MAPPING_EPS))
+        return self.second(functional.silu(self.first(torch.cat(normalised, dim=-1))))
+
+
+class Modulated(nn.Module):
+    """Linear(SiLU(w)), cut into `parts` vectors of the trunk's width, each [B, 1, C]."""
+
+    def __init__(self, width: int, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+        self.project = linear(width, parts * width, gain=MODULATION_GAIN)
+
+    def forward(self, w: Tensor) -> tuple[Tensor, ...]:
+        return self.project(functional.silu(w)).unsqueeze(1).chunk(self.parts, dim=-1)
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+    """Return rms(x) * (1 + scale) + shift."""
+    scaled = rms_norm(x) * (1 + scale)
+    return scaled if shift is None else scaled + shift
+
+
+class Block(nn.Module):
+    """u += gate1 * Attn(rms(u)*(1+scale1)+shift1); u += gate2 * FFN(rms(u)*(1+scale2)+shift2).
+
+    GAT's blocks have four vectors instead of six: no shifts.
+    """
+
+    def __init__(self, width: int, heads: int, modulation: Modulation) -> None:
+        super().__init__()
+        self.has_shift = modulation == "shift"
+        self.modulation = Modulated(width, 6 if self.has_shift else 4)
+        self.attention = Attention(width, heads)
+        self.ffn = SwiGLU(width, swiglu_width(width))
+
+    def forward(self, u: Tensor, w: Tensor, rope: Tensor) -> Tensor:
+        shift1 = shift2 = None
+        if self.has_shift:
+            scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(w)
+        else:
+            scale1, gate1, scale2, gate2 = self.modulation(w)
+        u = u + gate1 * self.attention(modulate(u, scale1, shift1), rope)
+        return u + gate2 * self.ffn(modulate(u, scale2, shift2))
+
+
+class Head(nn.Module):
+    """Linear_{C -> p*p*channels}(rms(u)*(1+scale)+shift); GAT's heads have the scale alone."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.modulation = Modulated(config.width, 2 if config.modulation == "shift" else 1)
+        self.project = linear(config.width, config.patch**2 * config.latent_channels)
+
+    def forward(self, u: Tensor, w: Tensor) -> Tensor:
+        scale, *shift = self.modulation(w)
+        return self.project(modulate(u, scale, shift[0] if shift else None))
+
+
+class Generator(nn.Module):
+    """The whole generator, with the per-class running mean of w that truncation aims at."""
+
+    w_avg: Tensor
+    positions: Tensor
+    rope: Tensor
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.mapping = Mapping(config)
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.modulation) for _ in range(config.depth)
+        )
+        self.heads = nn.ModuleList(Head(config) for _ in range(config.stages))
+        self.register_buffer("w_avg", torch.zeros(config.num_classes, config.width))
+        side = config.tokens_per_side
+        angles = rope_angles(side, config.width // config.heads)
+        self.register_buffer("positions", sincos_positions(side, config.width), persistent=False)
+        self.register_buffer("rope", rope_table(angles), persistent=False)
+
+    def forward(
+        self, z: Tensor, class_id: Tensor, truncation_psi: Tensor | None = None, stages: bool = False
+    ) -> Tensor:
+        """Generate latents in one pass.
+
+        Args:
+            z: float32 [B, z_dim], standard normal.
+            class_id: int64 [B], 0..num_classes-1.
+            truncation_psi: float32 [B] in 0..1 (1 off, 0 the class mean), or None for off.
+            stages: return every stage's output instead of the last alone.
+
+        Returns:
+            h_K, [B, channels, grid, grid], or all of h_1..h_K, [B, K, channels, grid, grid].
+        """
+        w = self.mapping(z, class_id)
+        if truncation_psi is not None:
+            w = self.truncate(w, class_id, truncation_psi)
+        outputs = self.synthesis(w)
+        return torch.stack(outputs, dim=1) if stages else outputs[-1]
+
+    def truncate(self, w: Tensor, class_id: Tensor, truncation_psi: Tensor) -> Tensor:
+        """Move w toward its class mean: (1 - psi) * w_avg[y] + psi * w; exact at psi = 0 and 1."""
+        psi = truncation_psi.unsqueeze(-1)
+        return (1 - psi) * functional.embedding(class_id, self.w_avg) + psi * w
+
+    def synthesis(self, w: Tensor) -> list[Tensor]:
+        """Run the trunk on w [B, C]; return h_1..h_K, where h_k = h_{k-1} + unpatchify(head_k(u))."""
+        config = self.config
+        w = w.to(self.heads[0].project.weight.dtype)
+        u = self.positions.to(w.dtype).expand(w.shape[0], -1, -1)
+        blocks_per_stage = config.depth // config.stages
+        outputs: list[Tensor] = []
+        for index, block in enumerate(self.blocks, start=1):
+            u = block(u, w, self.rope)
+            if index % blocks_per_stage == 0:
+                tokens = self.heads[len(outputs)](u, w)
+                h = unpatchify(tokens, config.tokens_per_side, config.patch)
+                outputs.append(outputs[-1] + h if outputs else h)
+        return outputs
+
+    @torch.no_grad()
+    def update_w_avg(self, w: Tensor, class_id: Tensor) -> None:
+        """For each class in the batch: w_avg <- 0.995 w_avg + 0.005 mean(w)."""
+        classes, inverse, counts = class_id.unique(return_inverse=True, return_counts=True)
+        sums = torch.zeros(len(classes), w.shape[1], dtype=self.w_avg.dtype)
+        sums = sums.to(w.device).index_add_(0, inverse, w.detach().float())
+        self.w_avg[classes] = torch.lerp(
+            self.w_avg[classes], sums / counts.unsqueeze(1), 1 - W_AVG_DECAY
+        )

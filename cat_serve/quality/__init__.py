@@ -1,0 +1,1 @@
+"""What training and export both measure with. Needs torch."""

@@ -1,0 +1,1 @@
+"""Convert a checkpoint into what is served, and prove that it agrees."""

@@ -1,0 +1,1 @@
+"""Make a CAT generator: data, VAE, adversarial training, evaluation."""

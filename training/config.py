@@ -1,0 +1,107 @@
+"""Everything that decides a training run, and the presets. Imports torch through the discriminator only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cat_serve.errors import InvalidInput
+from cat_serve.model.config import GeneratorConfig, generator_preset
+from training.augment import Resize
+from training.discriminator import DiscriminatorConfig
+from training.losses import Consistency
+
+BASE_LR = 2e-4
+BASE_BATCH = 512
+BASE_WIDTH = 768
+IMAGENET_NIMG = 1_281_167
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run. Times are in images; `base_lr` is for width 768 and batch 512."""
+
+    name: str
+    generator: GeneratorConfig
+    discriminator: DiscriminatorConfig
+    total_nimg: int
+    batch_size: int = BASE_BATCH
+    base_lr: float = BASE_LR
+    gamma: float = 1.0
+    consistency: Consistency = Consistency()
+    resize: Resize = "area"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        g, d = self.generator, self.discriminator
+        for key in ("patch", "latent_size", "latent_channels", "num_classes"):
+            if getattr(g, key) != getattr(d, key):
+                raise InvalidInput(
+                    f"Generator and discriminator disagree on {key}: "
+                    f"{getattr(g, key)} and {getattr(d, key)}."
+                )
+
+    def lr(self, width: int) -> float:
+        """Return the learning rate of a network of `width`: base * 768/C * sqrt(batch/512)."""
+        return self.base_lr * BASE_WIDTH / width * math.sqrt(self.batch_size / BASE_BATCH)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        parts = {
+            "generator": GeneratorConfig.from_dict(values["generator"]),
+            "discriminator": DiscriminatorConfig.from_dict(values["discriminator"]),
+            "consistency": Consistency(**values["consistency"]),
+        }
+        return cls(**(dict(values) | parts))
+
+
+# ImageNet at 256 px: a discriminator of size B for every generator; 40 epochs, H 60.
+# preset          generator  epochs
+_IMAGENET = {
+    "cat-s2-256":  (     "S",     40),
+    "cat-b2-256":  (     "B",     40),
+    "cat-m2-256":  (     "M",     40),
+    "cat-l2-256":  (     "L",     40),
+    "cat-xl2-256": (    "XL",     40),
+    "cat-h2-256":  (     "H",     60),
+}  # fmt: skip
+
+
+def _fashion_32() -> TrainConfig:
+    grid = {"latent_size": 8, "latent_channels": 4, "num_classes": 10}
+    return TrainConfig(
+        name="fashion-32",
+        generator=generator_preset("nano", **grid),
+        discriminator=DiscriminatorConfig(depth=6, width=128, heads=4, label_dim=256, **grid),
+        total_nimg=400_000,
+        batch_size=64,
+        base_lr=2.5e-4,
+        gamma=0.01,
+    )
+
+
+def train_preset(name: str) -> TrainConfig:
+    """Return a preset.
+
+    Raises:
+        InvalidInput: no such preset.
+    """
+    if name == "fashion-32":
+        return _fashion_32()
+    if name in _IMAGENET:
+        size, epochs = _IMAGENET[name]
+        return TrainConfig(
+            name=name,
+            generator=generator_preset(size),
+            discriminator=DiscriminatorConfig(),
+            total_nimg=epochs * IMAGENET_NIMG,
+        )
+    raise InvalidInput(f"No training preset {name!r}.", hint=f"presets: {', '.join(PRESETS)}")
+
+
+PRESETS = ("fashion-32", *_IMAGENET)

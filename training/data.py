@@ -1,0 +1,90 @@
+"""Prepared data: posterior moments of the VAE with their labels, in shards beside an index."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cat_serve.errors import DataError
+from cat_serve.files import write_text
+
+INDEX_NAME = "index.json"
+LABELS_NAME = "labels.npy"
+
+
+@dataclass(frozen=True)
+class Index:
+    """What `index.json` says.
+
+    Attributes:
+        vae_sha256: hash of the VAE's weights file; `train` refuses another VAE's latents.
+        scaling_factor: what latents are multiplied with before the generator sees them.
+        shards: file names in order; each float16 [N, 2C, H, W], mean then standard deviation.
+        images: where the photographs are, so that a teacher can see them: source, split, and how they were laid out.
+        fingerprint: hash over labels and shards.
+    """
+
+    vae_sha256: str
+    scaling_factor: float
+    class_names: tuple[str, ...]
+    latent_channels: int
+    latent_size: int
+    count: int
+    shards: tuple[str, ...]
+    images: dict[str, Any]
+    fingerprint: str
+
+    def save(self, folder: Path) -> None:
+        write_text(folder / INDEX_NAME, json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Index:
+        path = folder / INDEX_NAME
+        if not path.is_file():
+            raise DataError(
+                f"{folder} holds no prepared data (no {INDEX_NAME}).",
+                hint="make it with: python -m training.prepare --help",
+            )
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values["class_names"], values["shards"] = tuple(values["class_names"]), tuple(values["shards"])
+        return cls(**values)
+
+
+class Latents:
+    """All moments in memory-mapped shards; every visit draws mean + std * n, times the scaling factor."""
+
+    def __init__(self, folder: Path) -> None:
+        self.index = Index.load(folder)
+        self._shards = [np.load(folder / name, mmap_mode="r") for name in self.index.shards]
+        self.labels = torch.from_numpy(np.load(folder / LABELS_NAME))
+        self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
+        if self._starts[-1] != self.index.count or len(self.labels) != self.index.count:
+            raise DataError(
+                f"{folder} is incomplete: {self._starts[-1]} latents and {len(self.labels)} labels, "
+                f"{self.index.count} in the index.",
+                hint="run python -m training.prepare again",
+            )
+
+    def __len__(self) -> int:
+        return self.index.count
+
+    def moments(self, indices: Tensor) -> Tensor:
+        """Return float32 [B, 2C, H, W] for int64 indices [B]."""
+        shard_of = np.searchsorted(self._starts, indices.numpy(), side="right") - 1
+        rows = [
+            self._shards[shard][index - self._starts[shard]]
+            for shard, index in zip(shard_of, indices.numpy(), strict=True)
+        ]
+        return torch.from_numpy(np.stack(rows)).float()
+
+    def batch(self, indices: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw latents float32 [B, C, H, W] and give their labels int64 [B]."""
+        mean, std = self.moments(indices).chunk(2, dim=1)
+        x = mean + std * torch.randn(mean.shape, generator=noise)
+        return x * self.index.scaling_factor, self.labels[indices]

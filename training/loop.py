@@ -1,0 +1,224 @@
+"""The training loop. Everything is counted in images; every random draw is addressed by (seed, nimg)."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cat_serve.errors import TrainingDiverged
+from cat_serve.model.checkpoint import Checkpoint, save_checkpoint, save_module
+from cat_serve.model.decoder import load_vae
+from cat_serve.model.generator import Generator
+from training.config import TrainConfig
+from training.data import Latents
+from training.discriminator import Discriminator
+from training.ema import ema_decay, update_ema
+from training.objective import Losses, Objective
+from training.preview import save_previews
+from training.state import load_state, save_state
+from training.streams import shuffled_indices, stream_at
+
+CLIP_NORM = 1.0
+BETAS = (0.0, 0.99)
+ADAM_EPS = 1e-8
+
+
+class Run:
+    """One training run in one folder: `state.pt`, `log.jsonl`, previews and the checkpoints.
+
+    Args:
+        folder: made if it is not there; an unfinished run in it goes on.
+        vae_folder: the VAE that encoded `data`; it travels inside the checkpoint.
+    """
+
+    def __init__(self, config: TrainConfig, data: Latents, vae_folder: Path, folder: Path) -> None:
+        self.config, self.data, self.folder = config, data, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.vae = load_vae(vae_folder)
+        torch.manual_seed(config.seed)
+        self.generator = Generator(config.generator)
+        self.discriminator = Discriminator(config.discriminator)
+        self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.objective = Objective(self.generator, self.discriminator, config)
+        self.generator_optimizer = self._optimizer(self.generator, config.generator.width)
+        self.discriminator_optimizer = self._optimizer(
+            self.discriminator, config.discriminator.width
+        )
+        self.nimg = 0
+        self.seconds = 0.0
+        if self.state_path.exists():
+            self._restore(load_state(self.state_path, self._identity()))
+
+    @property
+    def state_path(self) -> Path:
+        return self.folder / "state.pt"
+
+    def _optimizer(self, module: nn.Module, width: int) -> torch.optim.Optimizer:
+        lr = self.config.lr(width)
+        return torch.optim.AdamW(
+            module.parameters(), lr=lr, betas=BETAS, eps=ADAM_EPS, weight_decay=0.0
+        )
+
+    # --- one step --------------------------------------------------------------------------------
+
+    def step(self) -> dict[str, float]:
+        """Take one D step, then one G step, on the same real batch. Returns plain numbers for the log."""
+        config, position = self.config, self.nimg
+        index = shuffled_indices(config.seed, len(self.data), position, config.batch_size)
+        x_real, y = self.data.batch(index, stream_at(config.seed, "posterior", position))
+
+        d_losses = self.objective.discriminator_step(x_real, y, stream_at(config.seed, "d", position))
+        d_norm = self._descend(
+            d_losses["d_total"], self.discriminator, self.discriminator_optimizer
+        )
+        g_losses = self.objective.generator_step(x_real, y, stream_at(config.seed, "g", position))
+        g_norm = self._descend(g_losses["g_total"], self.generator, self.generator_optimizer)
+
+        self.nimg += config.batch_size
+        update_ema(self.ema, self.generator, ema_decay(self.nimg, config.batch_size))
+        return _numbers(d_losses | g_losses) | {"d_norm": d_norm, "g_norm": g_norm}
+
+    def _descend(
+        self, loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> float:
+        """Backpropagate, clip and step; a loss or a gradient that is not finite ends the run."""
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = float(nn.utils.clip_grad_norm_(module.parameters(), CLIP_NORM))
+        if not math.isfinite(norm):
+            who = type(module).__name__.lower()
+            raise TrainingDiverged(
+                f"The {who}'s gradient is not finite after {self.nimg:,} images "
+                f"(loss {float(loss.detach())}).",
+                hint=f"{self.state_path} holds the last good state; lower the learning rate or raise gamma",
+            )
+        optimizer.step()
+        return norm
+
+    # --- the whole run ---------------------------------------------------------------------------
+
+    def train(self, snapshot_nimg: int, log_nimg: int, state_seconds: float = 120.0) -> None:
+        """Train to `total_nimg`; log, save the state and show pictures on the way."""
+        total = self.config.total_nimg
+        sums: dict[str, float] = defaultdict(float)
+        steps, mark_nimg, mark = 0, self.nimg, time.monotonic()
+        last_state = mark
+        self._truncate_log()
+        with tqdm(total=total, initial=self.nimg, unit="img", desc=self.config.name) as progress:
+            while self.nimg < total:
+                for key, value in self.step().items():
+                    sums[key] += value
+                steps += 1
+                progress.update(self.config.batch_size)
+                now = time.monotonic()
+                finished = self.nimg >= total
+                if self._passed(log_nimg) or finished:
+                    self.seconds += now - mark
+                    rate = (self.nimg - mark_nimg) / max(now - mark, 1e-9)
+                    means = {key: value / steps for key, value in sums.items()}
+                    self._log(means | {"images_per_second": rate})
+                    progress.set_postfix(
+                        {k: f"{means[k]:.3f}" for k in ("d_adv", "g_adv", "margin", "consistency")}
+                    )
+                    sums.clear()
+                    steps, mark_nimg, mark = 0, self.nimg, now
+                    if now - last_state > state_seconds or finished:
+                        self.save_state()
+                        last_state = now
+                if self._passed(snapshot_nimg) or finished:
+                    self.save_checkpoints()
+                    save_previews(self.ema, self.vae, self.folder, self.nimg)
+
+    def _passed(self, every_nimg: int) -> bool:
+        return self.nimg // every_nimg > (self.nimg - self.config.batch_size) // every_nimg
+
+    # --- files -----------------------------------------------------------------------------------
+
+    def _log(self, values: dict[str, float]) -> None:
+        line = {"nimg": self.nimg, "seconds": round(self.seconds, 1)}
+        line |= {key: float(f"{value:.5g}") for key, value in values.items()}
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def _truncate_log(self) -> None:
+        """Drop lines that an interrupted run wrote after the state it resumes from."""
+        path = self.folder / "log.jsonl"
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if json.loads(line)["nimg"] <= self.nimg]
+            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be equal for a state to be resumed; the length of the run may change."""
+        config = self.config.to_dict()
+        del config["total_nimg"]
+        return config | {"data": self.data.index.fingerprint}
+
+    def save_state(self) -> None:
+        """Write all that the next step depends on. With beta1 = 0, `exp_avg` is the last gradient: not kept."""
+        save_state(self.state_path, {
+            "config": self._identity(),
+            "nimg": self.nimg,
+            "seconds": self.seconds,
+            "generator": self.generator.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "ema": self.ema.state_dict(),
+            "generator_optimizer": _moments(self.generator_optimizer),
+            "discriminator_optimizer": _moments(self.discriminator_optimizer),
+        })  # fmt: skip
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.nimg, self.seconds = state["nimg"], state["seconds"]
+        for name in ("generator", "discriminator", "ema"):
+            getattr(self, name).load_state_dict(state[name])
+        _restore_moments(self.generator_optimizer, state["generator_optimizer"])
+        _restore_moments(self.discriminator_optimizer, state["discriminator_optimizer"])
+
+    def save_checkpoints(self) -> None:
+        """Write the served checkpoint (averaged weights) and, apart from it, the discriminator."""
+        name, index = self.config.name, self.data.index
+        training = {
+            "config": self.config.to_dict(),
+            "nimg": self.nimg,
+            "seconds": round(self.seconds, 1),
+            "data": index.images | {"fingerprint": index.fingerprint, "count": index.count},
+        }
+        checkpoint = Checkpoint(name, self.ema, self.vae, index.class_names, training)
+        save_checkpoint(self.folder / f"{name}.safetensors", checkpoint)
+        description = {"discriminator": self.config.discriminator.to_dict(), "nimg": self.nimg}
+        save_module(
+            self.folder / f"{name}.discriminator.safetensors", self.discriminator, description
+        )
+
+
+def _numbers(losses: Losses) -> dict[str, float]:
+    return {key: float(value.detach()) for key, value in losses.items()}
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, Tensor]]:
+    """Return (step, exp_avg_sq) of every parameter, in order."""
+    parameters = optimizer.param_groups[0]["params"]
+    return [
+        (optimizer.state[p]["step"], optimizer.state[p]["exp_avg_sq"])
+        for p in parameters
+        if p in optimizer.state
+    ]
+
+
+def _restore_moments(optimizer: torch.optim.Optimizer, moments: list[tuple[Tensor, Tensor]]) -> None:
+    parameters = optimizer.param_groups[0]["params"]
+    for parameter, (step, exp_avg_sq) in zip(parameters, moments, strict=True):
+        optimizer.state[parameter] = {
+            "step": step,
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": exp_avg_sq,
+        }

@@ -1,0 +1,98 @@
+"""CAT's two losses for one batch: what is augmented, who is judged, who gets gradients. No devices, no logs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cat_serve.model.generator import Generator
+from training.augment import augment, draw, to_scales
+from training.config import TrainConfig
+from training.discriminator import Discriminator
+from training.losses import (
+    PENALTY_EVERY,
+    add_penalty_noise,
+    approximate_penalty,
+    consistency_loss,
+    discriminator_loss,
+    generator_loss,
+)
+
+Losses = dict[str, Tensor]
+
+
+@dataclass
+class Objective:
+    """Both losses of one run. `generator` here is the one that learns, not its average."""
+
+    generator: Generator
+    discriminator: Discriminator
+    config: TrainConfig
+
+    def discriminator_step(self, x_real: Tensor, y: Tensor, rng: torch.Generator) -> Losses:
+        """Return D's losses: adversarial + gamma/2 (R1 + R2). The generator gets no gradient.
+
+        Args:
+            x_real: latents [B, C, H, W]; y: int64 [B]; B a multiple of 4.
+            rng: where z, augmentation and penalty noise are drawn from.
+        """
+        z = self.draw_z(len(y), rng)
+        with torch.no_grad():
+            fake = self.generator(z, y, stages=True)
+        real_images = self.judged(x_real.unsqueeze(1), rng)
+        fake_images = self.judged(fake, rng)
+
+        quarter = slice(None, None, PENALTY_EVERY)
+        noised_real = add_penalty_noise([x[quarter] for x in real_images], rng)
+        noised_fake = add_penalty_noise([x[quarter] for x in fake_images], rng)
+        batches = (real_images, fake_images, noised_real, noised_fake)
+        labels = torch.cat([y, y, y[quarter], y[quarter]])
+        logits = self.discriminator([torch.cat(scale) for scale in zip(*batches, strict=True)], labels)
+        real, fake, real_noised, fake_noised = logits.split([len(x[0]) for x in batches])
+
+        adversarial = discriminator_loss(real, fake)
+        r1 = approximate_penalty(real[quarter], real_noised)
+        r2 = approximate_penalty(fake[quarter], fake_noised)
+        total = adversarial + self.config.gamma / 2 * (r1 + r2)
+        margin = (real - fake).mean()
+        return {"d_total": total, "d_adv": adversarial, "r1": r1, "r2": r2, "margin": margin}
+
+    def generator_step(self, x_real: Tensor, y: Tensor, rng: torch.Generator) -> Losses:
+        """Return G's losses: adversarial + lambda * consistency. The discriminator gets no gradient."""
+        z = self.draw_z(len(y), rng)
+        w = self.generator.mapping(z, y)
+        stages = torch.stack(self.generator.synthesis(w), dim=1)
+        self.generator.update_w_avg(w, y)
+        with torch.no_grad():
+            logits_real = self.discriminator(self.judged(x_real.unsqueeze(1), rng), y)
+        with frozen(self.discriminator):
+            logits_fake = self.discriminator(self.judged(stages, rng), y)
+        adversarial = generator_loss(logits_real, logits_fake)
+        options, scales = self.config.consistency, self.config.generator.scales
+        consistency = consistency_loss(stages, options, scales, self.config.resize)
+        total = adversarial + options.weight * consistency
+        return {"g_total": total, "g_adv": adversarial, "consistency": consistency}
+
+    def judged(self, stages: Tensor, rng: torch.Generator) -> list[Tensor]:
+        """Augment [B, K, C, H, W] (or [B, 1, ...] for photographs) and resize to what D looks at."""
+        drawn = draw(len(stages), self.config.generator.latent_size, rng)
+        return to_scales(augment(stages, drawn), self.config.generator.scales, self.config.resize)
+
+    def draw_z(self, batch: int, rng: torch.Generator) -> Tensor:
+        """Draw z ~ N(0, I), float32 [B, z_dim]."""
+        z = torch.randn(batch, self.config.generator.z_dim, generator=rng)
+        return z.to(self.generator.w_avg.device)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Let gradients pass through `module` without reaching its parameters."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
