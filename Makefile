@@ -4,12 +4,13 @@ SERVE  := .venv-serve
 DEV    := .venv
 MODEL  ?= fashion-32
 RUN    ?= runs/$(MODEL)
+TORCH  := 2.13.0
 PIP    := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # Garment photographs, a Debian package: https://packages.debian.org/dataset-fashion-mnist
 FASHION_MNIST := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
-.PHONY: help serve test test-all check format train evaluate export wheel clean
+.PHONY: help serve test test-all check format train evaluate export constraints wheel clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -68,6 +69,14 @@ evaluate: $(DEV)/installed | $(FASHION_MNIST)  ## measure the shipped model on 1
 	$(DEV)/bin/python -m training.evaluate model_repository/$(MODEL)/1 --out runs/evaluation
 
 # --- packaging -------------------------------------------------------------------------------
+
+constraints:  ## write constraints.txt anew from what pyproject.toml allows today
+	rm -rf .venv-constraints
+	$(PYTHON) -m venv .venv-constraints
+	.venv-constraints/bin/python -m pip install --quiet 'torch==$(TORCH)'
+	.venv-constraints/bin/python -m pip install --quiet --editable '.[cpu,train,export,dev]'
+	.venv-constraints/bin/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt
+	rm -rf .venv-constraints
 
 wheel: $(DEV)/installed  ## build the wheel, the shipped model inside
 	$(DEV)/bin/python -m build --wheel

@@ -35,7 +35,12 @@ CARD_NAME = "card.md"
 
 def write_graph(model: FusedModel, path: Path) -> None:
     """Trace the fused model with a dynamic batch and write it as ONNX."""
+    import logging
+    import warnings
+
     import torch
+
+    from cat_serve.contract import INPUT_NAMES, OUTPUT_NAMES
 
     config = model.generator.config
     example = (
@@ -43,19 +48,20 @@ def write_graph(model: FusedModel, path: Path) -> None:
         torch.zeros(2, dtype=torch.int64),
         torch.ones(2),
     )
-    from cat_serve.contract import INPUT_NAMES, OUTPUT_NAMES
-
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
-    program = torch.onnx.export(
-        model,
-        example,
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=list(INPUT_NAMES),
-        output_names=list(OUTPUT_NAMES),
-        dynamic_shapes=({0: batch}, {0: batch}, {0: batch}),
-        verbose=False,
-    )
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which we do not use
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside the exporter
+        program = torch.onnx.export(
+            model,
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(INPUT_NAMES),
+            output_names=list(OUTPUT_NAMES),
+            dynamic_shapes=({0: batch}, {0: batch}, {0: batch}),
+            verbose=False,
+        )
     program.save(str(path))
 
 

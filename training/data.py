@@ -16,6 +16,7 @@ from cat_serve.files import write_text
 
 INDEX_NAME = "index.json"
 LABELS_NAME = "labels.npy"
+PREPARE_AGAIN = "run python -m training.prepare again"
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,12 @@ class Index:
                 f"{folder} holds no prepared data (no {INDEX_NAME}).",
                 hint="make it with: python -m training.prepare --help",
             )
-        values = json.loads(path.read_text(encoding="utf-8"))
-        values["class_names"], values["shards"] = tuple(values["class_names"]), tuple(values["shards"])
-        return cls(**values)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            lists = {key: tuple(values[key]) for key in ("class_names", "shards")}
+            return cls(**(values | lists))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is damaged: {error!r}.", hint=PREPARE_AGAIN) from error
 
 
 class Latents:
@@ -61,14 +65,17 @@ class Latents:
 
     def __init__(self, folder: Path) -> None:
         self.index = Index.load(folder)
-        self._shards = [np.load(folder / name, mmap_mode="r") for name in self.index.shards]
-        self.labels = torch.from_numpy(np.load(folder / LABELS_NAME))
+        try:
+            self._shards = [np.load(folder / name, mmap_mode="r") for name in self.index.shards]
+            self.labels = torch.from_numpy(np.load(folder / LABELS_NAME))
+        except (OSError, EOFError, ValueError, TypeError) as error:
+            raise DataError(f"{folder} is damaged: {error}", hint=PREPARE_AGAIN) from error
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
         if self._starts[-1] != self.index.count or len(self.labels) != self.index.count:
             raise DataError(
                 f"{folder} is incomplete: {self._starts[-1]} latents and {len(self.labels)} labels, "
                 f"{self.index.count} in the index.",
-                hint="run python -m training.prepare again",
+                hint=PREPARE_AGAIN,
             )
 
     def __len__(self) -> int:

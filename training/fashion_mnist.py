@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +43,7 @@ def load_split(
 
     Raises:
         MissingDependency: the folder has no such file.
-        DataError: a file is not a whole IDX file of bytes, or the two disagree on N.
+        DataError: a file is not a whole IDX file of bytes, the two disagree on N, or a label is no class.
     """
     prefix = _PREFIX[split]
     images = read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")
@@ -52,6 +53,11 @@ def load_split(
             f"The {split} files of Fashion-MNIST do not belong together: "
             f"images {images.shape}, labels {labels.shape}.",
             hint="install the package again: apt-get install --reinstall dataset-fashion-mnist",
+        )
+    if labels.size and labels.max() >= len(CLASS_NAMES):
+        raise DataError(
+            f"The {split} labels of Fashion-MNIST go up to {labels.max()}, "
+            f"there are {len(CLASS_NAMES)} classes."
         )
     return images, labels
 
@@ -67,7 +73,7 @@ def read_idx(path: Path) -> np.ndarray:
         raw = gzip.decompress(path.read_bytes())
         zeros, kind, rank = struct.unpack_from(">HBB", raw)
         shape = struct.unpack_from(f">{rank}I", raw, 4)
-    except (OSError, EOFError, struct.error) as error:
+    except (OSError, EOFError, zlib.error, struct.error) as error:
         raise DataError(f"{path.name} is not a whole gzipped IDX file: {error}") from error
     body = np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * rank)
     if zeros != 0 or kind != _UBYTE or body.size != int(np.prod(shape)):

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cat_serve.errors import TrainingDiverged
+from cat_serve.errors import DataError, InvalidInput, TrainingDiverged
+from cat_serve.files import write_text
 from cat_serve.model.checkpoint import Checkpoint, save_checkpoint, save_module
 from cat_serve.model.decoder import load_vae
 from cat_serve.model.generator import Generator
@@ -42,6 +43,7 @@ class Run:
 
     def __init__(self, config: TrainConfig, data: Latents, vae_folder: Path, folder: Path) -> None:
         self.config, self.data, self.folder = config, data, folder
+        _require_fit(config, data)
         folder.mkdir(parents=True, exist_ok=True)
         self.vae = load_vae(vae_folder)
         torch.manual_seed(config.seed)
@@ -108,6 +110,11 @@ class Run:
 
     def train(self, snapshot_nimg: int, log_nimg: int, state_seconds: float = 120.0) -> None:
         """Train to `total_nimg`; log, save the state and show pictures on the way."""
+        if min(snapshot_nimg, log_nimg) < 1:
+            raise InvalidInput(
+                f"Snapshots every {snapshot_nimg} images and log lines every {log_nimg}: "
+                "both must be at least 1."
+            )
         total = self.config.total_nimg
         sums: dict[str, float] = defaultdict(float)
         steps, mark_nimg, mark = 0, self.nimg, time.monotonic()
@@ -131,12 +138,13 @@ class Run:
                     )
                     sums.clear()
                     steps, mark_nimg, mark = 0, self.nimg, now
-                    if now - last_state > state_seconds or finished:
-                        self.save_state()
-                        last_state = now
                 if self._passed(snapshot_nimg) or finished:
                     self.save_checkpoints()
                     save_previews(self.ema, self.vae, self.folder, self.nimg)
+                # Last of all, and where the log's sums are empty: what the state has passed is written.
+                if finished or (not steps and now - last_state > state_seconds):
+                    self.save_state()
+                    last_state = now
 
     def _passed(self, every_nimg: int) -> bool:
         return self.nimg // every_nimg > (self.nimg - self.config.batch_size) // every_nimg
@@ -154,8 +162,9 @@ class Run:
         path = self.folder / "log.jsonl"
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["nimg"] <= self.nimg]
-            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            whole = [line for line in lines if line.endswith("}")]  # the last may be cut off
+            kept = [line for line in whole if json.loads(line)["nimg"] <= self.nimg]
+            write_text(path, "".join(line + "\n" for line in kept))
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a state to be resumed; the length of the run may change."""
@@ -197,6 +206,18 @@ class Run:
         description = {"discriminator": self.config.discriminator.to_dict(), "nimg": self.nimg}
         save_module(
             self.folder / f"{name}.discriminator.safetensors", self.discriminator, description
+        )
+
+
+def _require_fit(config: TrainConfig, data: Latents) -> None:
+    """Refuse data of other classes or of another latent grid than the configuration's."""
+    index, g = data.index, config.generator
+    got = (len(index.class_names), index.latent_channels, index.latent_size)
+    wanted = (g.num_classes, g.latent_channels, g.latent_size)
+    if got != wanted:
+        raise DataError(
+            f"The data have (classes, channels, grid) {got}, {config.name} wants {wanted}.",
+            hint="prepare the data that the preset is made for, or take another preset",
         )
 
 

@@ -42,16 +42,31 @@ def write_array(path: Path, array: np.ndarray) -> None:
         np.save(stream, array)
 
 
+def is_finished(out: Path, vae_sha256: str, count: int, source: dict[str, object]) -> bool:
+    """Tell whether `out` holds whole data made by this VAE from these photographs."""
+    from cat_serve.errors import DataError
+    from training.data import Latents
+
+    try:
+        index = Latents(out).index
+    except DataError:  # not there, or damaged: made anew
+        return False
+    return (index.vae_sha256, index.count, index.images) == (vae_sha256, count, source)
+
+
 def begin(out: Path, settings: dict[str, object]) -> None:
     """Keep the shards of an interrupted run with the same settings; remove those of any other."""
     from cat_serve.files import write_text
+    from training.data import INDEX_NAME
 
     out.mkdir(parents=True, exist_ok=True)
+    (out / INDEX_NAME).unlink(missing_ok=True)
     progress = out / PROGRESS_NAME
-    if not progress.exists() or json.loads(progress.read_text()) != settings:
+    wanted = json.dumps(settings)
+    if not progress.exists() or progress.read_text(encoding="utf-8") != wanted:
         for stale in out.glob("latents-*.npy"):
             stale.unlink()
-        write_text(progress, json.dumps(settings))
+        write_text(progress, wanted)
 
 
 def prepare(
@@ -68,20 +83,25 @@ def prepare(
 
     from cat_serve.files import sha256_of
     from cat_serve.model.decoder import VAE_WEIGHTS_NAME, load_vae
-    from training.data import INDEX_NAME, LABELS_NAME, Index
+    from training.data import LABELS_NAME, Index
 
     vae = load_vae(vae_folder)
     vae_sha256 = sha256_of(vae_folder / VAE_WEIGHTS_NAME)
-    names = [f"latents-{i:05d}.npy" for i in range(-(-len(images) // SHARD_SIZE))]
-    (out / INDEX_NAME).unlink(missing_ok=True)
-    begin(out, {"vae_sha256": vae_sha256, "count": len(images), "source": source})
+    count = len(images)
+    if is_finished(out, vae_sha256, count, source):
+        return
+    names = [f"latents-{i:05d}.npy" for i in range(-(-count // SHARD_SIZE))]
+    begin(
+        out,
+        {"vae_sha256": vae_sha256, "count": count, "shard_size": SHARD_SIZE, "source": source},
+    )
     missing = [name for name in names if not (out / name).exists()]
-    done = min(len(images), (len(names) - len(missing)) * SHARD_SIZE)
-    progress = tqdm(total=len(images), initial=done, unit="img", desc="prepare")
+    done = min(count, (len(names) - len(missing)) * SHARD_SIZE)
+    progress = tqdm(total=count, initial=done, unit="img", desc="prepare")
     for name in missing:
         first = int(name[8:13]) * SHARD_SIZE
         parts = []
-        for start in range(first, min(first + SHARD_SIZE, len(images)), batch_size):
+        for start in range(first, min(first + SHARD_SIZE, count), batch_size):
             stop = min(start + batch_size, first + SHARD_SIZE)
             parts.append(encode(vae, images[start:stop]))
             progress.update(len(parts[-1]))
@@ -97,7 +117,7 @@ def prepare(
         class_names=class_names,
         latent_channels=int(vae.config.latent_channels),
         latent_size=images.shape[1] // 2 ** (len(vae.config.block_out_channels) - 1),
-        count=len(images),
+        count=count,
         shards=tuple(names),
         images=source,
         fingerprint=fingerprint.hexdigest(),
@@ -118,15 +138,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
+    from cat_serve.errors import CatServeError
     from training.data import Index
     from training.fashion_mnist import CLASS_NAMES, load_split, to_rgb32
 
-    images, labels = load_split("train", arguments.data)
     source: dict[str, object] = {
         "dataset": "fashion-mnist", "split": "train", "licence": "MIT", "layout": "to_rgb32",
     }  # fmt: skip
-    prepare(arguments.vae, to_rgb32(images), labels, CLASS_NAMES, source, arguments.out)
-    index = Index.load(arguments.out)
+    try:
+        images, labels = load_split("train", arguments.data)
+        prepare(arguments.vae, to_rgb32(images), labels, CLASS_NAMES, source, arguments.out)
+        index = Index.load(arguments.out)
+    except CatServeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     print(json.dumps({"out": str(arguments.out), "count": index.count, "fingerprint": index.fingerprint}))
     return 0
 

@@ -31,6 +31,11 @@ def load_state(path: Path, expected_config: dict[str, Any]) -> dict[str, Any]:
             f"{path} is not a whole training state: {error}",
             hint="remove it to start again from the beginning",
         ) from error
+    if not isinstance(state, dict) or not isinstance(state.get("config"), dict):
+        raise CheckpointError(
+            f"{path} is no training state of this project.",
+            hint="remove it to start again from the beginning",
+        )
     saved, expected = (json.loads(json.dumps(c)) for c in (state["config"], expected_config))
     changed = sorted(
         k for k in saved.keys() | expected.keys() if saved.get(k) != expected.get(k)

@@ -63,11 +63,14 @@ def learning_rate(config: VaeTraining, nimg: int) -> float:
     return config.lr * warmup * 0.5 * (1 + math.cos(math.pi * nimg / config.total_nimg))
 
 
-def train(config: VaeTraining, images: np.ndarray, run: Path) -> AutoencoderKL:
+def train(
+    config: VaeTraining, images: np.ndarray, run: Path, state_seconds: float = 60.0
+) -> AutoencoderKL:
     """Train on uint8 [N, H, W, 3] photographs; keep the state in `run` so that it can be resumed."""
     import torch
     from tqdm import tqdm
 
+    from cat_serve.errors import TrainingDiverged
     from training.state import load_state, save_state
     from training.streams import shuffled_indices, stream_at
 
@@ -97,13 +100,18 @@ def train(config: VaeTraining, images: np.ndarray, run: Path) -> AutoencoderKL:
         loss = reconstruction + config.kl_weight * kl
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0, error_if_nonfinite=True)
+        norm = float(torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0))
+        if not math.isfinite(norm):
+            raise TrainingDiverged(
+                f"The VAE's gradient is not finite after {nimg:,} images (loss {loss.item()}).",
+                hint=f"{state_path} holds the last good state, if any; lower --lr",
+            )
         optimizer.step()
         nimg += config.batch_size
         progress.update(config.batch_size)
         if progress.n % (config.batch_size * 10) == 0:
             progress.set_postfix(l1=f"{reconstruction.item():.4f}", kl=f"{kl.item():.3f}")
-        if time.monotonic() - last_save > 60:
+        if time.monotonic() - last_save > state_seconds:
             state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "nimg": nimg}
             save_state(state_path, state | {"config": asdict(config)})
             last_save = time.monotonic()
@@ -174,6 +182,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
+    from cat_serve.errors import CatServeError
+
+    try:
+        report = make_vae(arguments)
+    except CatServeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(report))
+    return 0
+
+
+def make_vae(arguments: argparse.Namespace) -> dict[str, object]:
+    """Train, measure and write the VAE that the arguments describe; return what to report."""
     from training.fashion_mnist import load_split, to_rgb32
 
     config = VaeTraining(
@@ -188,18 +209,17 @@ def main(argv: list[str] | None = None) -> int:
     )
     run = arguments.run or arguments.out.with_name(arguments.out.name + ".run")
     started = time.monotonic()
-    vae = train(config, to_rgb32(load_split("train", arguments.data)[0]), run)
-    test_images = to_rgb32(load_split("test", arguments.data)[0])
-    vae.eval()
-    std, _ = measure(vae, to_rgb32(load_split("train", arguments.data)[0][:10_000]))
+    images = to_rgb32(load_split("train", arguments.data)[0])
+    test_images = to_rgb32(load_split("test", arguments.data)[0])  # missing? better known now
+    vae = train(config, images, run).eval()
+    std, _ = measure(vae, images[:10_000])
     vae.register_to_config(scaling_factor=1 / std)
     _, psnr_db = measure(vae, test_images)
     save_vae(vae, arguments.out)
-    print(json.dumps({
+    return {
         "out": str(arguments.out), "scaling_factor": 1 / std, "test_psnr_db": psnr_db,
         "nimg": config.total_nimg, "seconds": round(time.monotonic() - started, 1),
-    }))
-    return 0
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

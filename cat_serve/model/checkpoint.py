@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cat_serve.errors import CheckpointError
+from cat_serve.errors import CheckpointError, InvalidInput
 from cat_serve.files import written_whole
 from cat_serve.model.config import GeneratorConfig
 from cat_serve.model.generator import Generator
@@ -81,18 +81,23 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path.name} has format {description.get('format')!r}, not {FORMAT!r}.",
             hint="checkpoints are written by python -m training.train",
         )
-    generator = Generator(GeneratorConfig.from_dict(description["generator"]))
-    vae = AutoencoderKL(**description["vae"])
+    try:
+        generator = Generator(GeneratorConfig.from_dict(description["generator"]))
+        vae = AutoencoderKL(**description["vae"])
+        name, training = description["name"], description["training"]
+        class_names = tuple(description["class_names"])
+    except (InvalidInput, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path.name} has an unusable description: {error!r}") from error
     fill(generator, tensors, "generator.", path)
     fill(vae, tensors, "vae.", path)
     if tensors:
         raise CheckpointError(f"{path.name} holds tensors that belong nowhere: {sorted(tensors)[:5]}.")
     return Checkpoint(
-        name=description["name"],
+        name=name,
         generator=generator.eval().requires_grad_(False),
         vae=vae.eval().requires_grad_(False),
-        class_names=tuple(description["class_names"]),
-        training=description["training"],
+        class_names=class_names,
+        training=training,
     )
 
 
@@ -104,11 +109,14 @@ def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as stream:
             metadata = stream.metadata() or {}
             tensors = {key: stream.get_tensor(key) for key in stream.keys()}
-        return json.loads(metadata[METADATA_KEY]), tensors
+        description = json.loads(metadata[METADATA_KEY])
+        if not isinstance(description, dict):
+            raise ValueError(f"the description is a {type(description).__name__}")
     except (SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path.name} is damaged, or no checkpoint of this project: {error}"
         ) from error
+    return description, tensors
 
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str, path: Path) -> None:

@@ -48,6 +48,11 @@ class GeneratorConfig:
             raise InvalidInput(
                 f"A latent grid of {self.latent_size} cannot be cut into patches of {self.patch}."
             )
+        if odd := [scale for scale in self.scales if scale % self.patch]:
+            raise InvalidInput(
+                f"A latent grid of {self.latent_size} has scales {self.scales}: "
+                f"patches of {self.patch} do not cut {odd}."
+            )
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise InvalidInput(
                 f"width {self.width} with {self.heads} heads gives {self.width / self.heads:g} channels a head.",

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cat_serve.model.checkpoint import Checkpoint, save_checkpoint
+from cat_serve.model.config import GeneratorConfig
+from cat_serve.model.generator import Generator
+from export.onnx import export
+from training.train_vae import VaeTraining, build_vae
+
+CLASS_NAMES = ("apple", "boat", "cat", "door", "egg")
+
+
+def make_checkpoint(path: Path, seed: int = 0) -> Path:
+    """Write a checkpoint of random weights, its gates and class means away from their first values."""
+    torch.manual_seed(seed)
+    config = GeneratorConfig(depth=3, width=32, heads=2, latent_size=8, num_classes=5)
+    generator = Generator(config)
+    for parameter in generator.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    generator.w_avg.normal_()
+    vae = build_vae(VaeTraining(widths=(8, 8, 8)), 32)
+    vae.register_to_config(scaling_factor=0.5)
+    save_checkpoint(path, Checkpoint("tiny-random", generator, vae.eval(), CLASS_NAMES, {"seed": seed}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny-random.safetensors")
+
+
+@pytest.fixture(scope="session")
+def version_folder(checkpoint_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported tiny model; tests must not change it."""
+    return export(checkpoint_path, tmp_path_factory.mktemp("repository"))
