@@ -10,6 +10,8 @@ PIP    := -m pip install --quiet --disable-pip-version-check --constraint constr
 # Garment photographs, a Debian package: https://packages.debian.org/dataset-fashion-mnist
 FASHION_MNIST := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
+.DEFAULT_GOAL := help
+
 .PHONY: help serve test test-all check format train evaluate export constraints wheel clean
 
 help:  ## show this list

@@ -10,6 +10,7 @@ CatServeError
  |- DataError               training data that cannot be used
  |- TrainingDiverged        a loss or a gradient stopped being finite
  |- ParityError             two forms of one model disagree beyond the budget
+ |- Overloaded              the waiting room is full; come back later
  `- BackendError            an engine could not do the work
      |- BackendUnavailable
      `- BadOutput           an engine answered with an image that must not be shown
@@ -83,6 +84,10 @@ class TrainingDiverged(CatServeError):
 
 class ParityError(CatServeError):
     code = "parity_failed"
+
+
+class Overloaded(CatServeError):
+    code = "overloaded"
 
 
 class BackendError(CatServeError):

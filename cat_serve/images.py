@@ -35,6 +35,19 @@ def encode_png(image: np.ndarray, text: Mapping[str, str] | None = None) -> byte
     return stream.getvalue()
 
 
+def decode_png(data: bytes) -> np.ndarray:
+    """Decode a PNG to uint8 [H, W, 3].
+
+    Raises:
+        ValueError: this is no PNG, or a damaged one.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"not a readable PNG: {error}") from error
+
+
 def grid(images: np.ndarray, columns: int | None = None, gap_px: int = 0) -> np.ndarray:
     """Lay uint8 [N, H, W, 3] out row by row as one image; missing cells and gaps are white.
 

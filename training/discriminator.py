@@ -128,7 +128,9 @@ class Discriminator(nn.Module):
         ]
         positions = torch.cat([sincos_positions(side, width) for side in sides])
         group_of = torch.repeat_interleave(
-            torch.arange(len(sides)), torch.tensor(self.group_sizes)
+            torch.arange(len(sides)),
+            torch.tensor(self.group_sizes),
+            output_size=sum(self.group_sizes),  # the meta device cannot look
         )
         self.register_buffer("positions", positions, persistent=False)
         self.register_buffer("rope", rope_table(torch.cat(angles)), persistent=False)

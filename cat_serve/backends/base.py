@@ -1,11 +1,33 @@
-"""What every engine must offer; `tests/serving/test_backends.py` holds each of them to it."""
+"""What every engine promises to the service."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
 
-from cat_serve.contract import Batch, Output
+import numpy as np
+
+from cat_serve.contract import BATCH, Batch, Output, outputs
+from cat_serve.errors import BackendError
 from cat_serve.manifest import Artefact
+
+Provider = Literal["cpu", "cuda", "tensorrt"]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How to open an engine; each engine reads what concerns it.
+
+    Attributes:
+        provider: where ONNX Runtime computes.
+        threads: threads of one forward pass; 0 leaves it to the engine.
+        checkpoints: folder of the checkpoints, `<model>.safetensors`; only the torch engine needs it.
+    """
+
+    provider: Provider = "cpu"
+    threads: int = 0
+    checkpoints: Path | None = None
 
 
 class Backend(Protocol):
@@ -28,3 +50,22 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the engine; `run` must not be called again."""
+
+
+def checked(images: object, ok: object, batch: Batch, artefact: Artefact) -> Output:
+    """Return an engine's answer to `batch` if it has the contract's shapes and dtypes.
+
+    Raises:
+        BackendError: it has not.
+    """
+    answer = Output(np.asarray(images), np.asarray(ok))
+    for spec, got in zip(
+        outputs(artefact.manifest.image_size), (answer.images, answer.ok), strict=True
+    ):
+        shape = tuple(len(batch) if size == BATCH else size for size in spec.shape)
+        if got.shape != shape or got.dtype != spec.dtype:
+            raise BackendError(
+                f"The engine of {artefact.manifest.model} answered {spec.name} as "
+                f"{got.dtype} {list(got.shape)}, not {spec.dtype} {list(shape)}."
+            )
+    return answer

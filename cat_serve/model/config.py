@@ -95,10 +95,12 @@ class GeneratorConfig:
         return cls(**values)
 
 
-# S to H are the sizes of the papers (CAT publishes M and H, GAT publishes XL). `nano` is for a CPU.
+# S to H are the sizes of the papers (CAT publishes M and H, GAT publishes XL). `nano` and `tiny` are for a CPU;
+# `nano` has three stages at most.
 # name        depth  width  heads
 _SIZES = {
     "nano": (    6,   128,     4),
+    "tiny": (   12,   192,     6),
     "S":    (   12,   384,     6),
     "B":    (   12,   768,    12),
     "M":    (   24,   768,    12),

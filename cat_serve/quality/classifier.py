@@ -19,9 +19,10 @@ from cat_serve.errors import CheckpointError
 from cat_serve.files import written_whole
 
 SEED = 0
-EPOCHS = 5
+EPOCHS = 10
 BATCH_SIZE = 128
 MAX_LR = 4e-3
+MAX_SHIFT_PX = 2
 
 
 class Classifier(nn.Module):
@@ -66,31 +67,40 @@ def grey(images: np.ndarray) -> Tensor:
 def train_classifier(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Classifier:
     """Train with the fixed seed and recipe on uint8 [N, 32, 32, 3] and int64 [N]."""
     with torch.random.fork_rng():
-        torch.manual_seed(SEED)  # of the weights, the order, the mirroring and the dropout
-        model = Classifier(num_classes)
+        torch.manual_seed(SEED)  # of the weights, the order, the jitter and the dropout
+        model = Classifier(num_classes).to(memory_format=torch.channels_last)  # a quarter quicker
         _fit(model, images, torch.from_numpy(labels))
     return model.eval()
 
 
 def _fit(model: Classifier, images: np.ndarray, targets: Tensor) -> None:
-    steps = len(images) // BATCH_SIZE
+    size = min(BATCH_SIZE, len(images))
+    steps = len(images) // size
     optimizer = torch.optim.AdamW(model.parameters(), lr=MAX_LR, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, MAX_LR, total_steps=steps * EPOCHS, cycle_momentum=False
     )
-    with tqdm(total=steps * EPOCHS * BATCH_SIZE, unit="img", desc="classifier") as progress:
+    with tqdm(total=steps * EPOCHS * size, unit="img", desc="classifier") as progress:
         for _ in range(EPOCHS):
-            order = torch.randperm(len(images))[: steps * BATCH_SIZE]
-            for index in order.split(BATCH_SIZE):
-                x = grey(images[index.numpy()])
-                mirrored = torch.rand(len(x), 1, 1, 1) < 0.5
-                x = torch.where(mirrored, x.flip(-1), x)
-                loss = functional.cross_entropy(model(x), targets[index], label_smoothing=0.05)
+            order = torch.randperm(len(images))[: steps * size]
+            for index in order.split(size):
+                logits = model(_jitter(grey(images[index.numpy()])))
+                loss = functional.cross_entropy(logits, targets[index], label_smoothing=0.05)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
                 schedule.step()
                 progress.update(len(index))
+
+
+def _jitter(images: Tensor) -> Tensor:
+    """Mirror every other image or so, and move the batch by a pixel or two."""
+    mirrored = torch.rand(len(images), 1, 1, 1) < 0.5
+    images = torch.where(mirrored, images.flip(-1), images)
+    row, column = torch.randint(0, 2 * MAX_SHIFT_PX + 1, (2,)).tolist()
+    height, width = images.shape[-2:]
+    padded = functional.pad(images, [MAX_SHIFT_PX] * 4)
+    return padded[..., row : row + height, column : column + width]
 
 
 @torch.no_grad()

@@ -149,7 +149,7 @@ def test_cutout_blanks_a_quarter_of_the_area() -> None:
 
 def block_means(x: Tensor, side: int) -> Tensor:
     factor = x.shape[-1] // side
-    rows = [x[..., i :: factor, :] for i in range(factor)]
+    rows = [x[..., i::factor, :] for i in range(factor)]
     return sum(row[..., j::factor] for row in rows for j in range(factor)) / factor**2
 
 

@@ -95,7 +95,7 @@ def test_a_scale_moves_its_own_logit_alone_unless_aggregated(attention: str, cha
     images[changed] = torch.randn_like(images[changed])
     moved = (discriminator(images, y) - before).abs().max(dim=0).values
     others = torch.arange(4) != changed
-    assert moved[changed] > 1e-3
+    assert moved[changed] > 1e-5
     if attention == "aggregated":
         assert (moved[others] > 1e-6).all()
     else:

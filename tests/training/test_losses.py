@@ -22,7 +22,12 @@ SCALES = (1, 2, 4, 8)
 
 def constant_stages(*values: float) -> Tensor:
     """One sample whose stage k is values[k] everywhere."""
-    return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1, 1).expand(1, -1, 4, 8, 8).clone()
+    return (
+        torch.tensor(values, dtype=torch.float32)
+        .view(1, -1, 1, 1, 1)
+        .expand(1, -1, 4, 8, 8)
+        .clone()
+    )
 
 
 def test_losses_at_equal_logits_are_ln_2() -> None:

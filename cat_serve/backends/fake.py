@@ -1,0 +1,68 @@
+"""A deterministic stand-in for an engine, which can be told to be slow, to fail or to lie."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+
+from cat_serve.backends.base import EngineOptions, checked
+from cat_serve.contract import Batch, Output
+from cat_serve.manifest import Artefact
+
+
+class FakeBackend:
+    """Images by arithmetic: each row is a pure function of its own inputs, and psi 0 forgets z.
+
+    Attributes:
+        before: called with every batch before it is run; sleep, wait or raise here.
+        after: called with every answer before it is checked; return another one to lie.
+        batches: every batch that was run, in order.
+    """
+
+    name = "fake"
+
+    def __init__(
+        self,
+        artefact: Artefact,
+        before: Callable[[Batch], None] = lambda batch: None,
+        after: Callable[[Output], Output] = lambda answer: answer,
+    ) -> None:
+        self.artefact = artefact
+        self.before = before
+        self.after = after
+        self.batches: list[Batch] = []
+        self.closed = False
+        self._lock = threading.Lock()
+
+    def run(self, batch: Batch) -> Output:
+        """See `Backend.run`."""
+        with self._lock:
+            self.batches.append(batch)
+        self.before(batch)
+        answer = self.after(self._answer(batch))
+        return checked(answer.images, answer.ok, batch, self.artefact)
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self.closed = True
+
+    def _answer(self, batch: Batch) -> Output:
+        manifest = self.artefact.manifest
+        in_range = (batch.class_id >= 0) & (batch.class_id < manifest.num_classes)
+        psi_ok = (batch.truncation_psi >= 0) & (batch.truncation_psi <= 1)
+        z = batch.z.reshape(len(batch), -1)
+        ok = in_range & psi_ok & np.isfinite(z).all(axis=1)
+        psi = np.where(psi_ok, batch.truncation_psi, 1).astype(np.float32)
+        w = np.where(np.isfinite(z), z, 0)[:, :3] * psi[:, None]
+        height, width = manifest.image_size
+        ramp = np.add.outer(np.arange(height), np.arange(width))[None, :, :, None]
+        class_id = np.clip(batch.class_id, 0, manifest.num_classes - 1)[:, None, None, None]
+        shade = np.rint(w * 64).astype(np.int64)[:, None, None, :]
+        return Output(((ramp * (class_id + 1) + shade) % 256).astype(np.uint8), ok)
+
+
+def open_backend(artefact: Artefact, options: EngineOptions) -> FakeBackend:
+    """Open `artefact` as the registry does."""
+    return FakeBackend(artefact)

@@ -1,0 +1,82 @@
+"""Run the checkpoint itself in torch: for debugging, and as the reference that exports are held to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cat_serve.backends.base import EngineOptions, checked
+from cat_serve.contract import Batch, Output
+from cat_serve.errors import ArtefactError, BackendError, MissingDependency
+from cat_serve.files import sha256_of
+from cat_serve.manifest import Artefact
+
+CHECKPOINT_HASH = "checkpoint_sha256"
+
+
+class TorchBackend:
+    """The fused module on the CPU, in float32."""
+
+    name = "torch"
+
+    def __init__(self, artefact: Artefact, checkpoint: Path, threads: int = 0) -> None:
+        self.artefact = artefact
+        require_checkpoint(artefact, checkpoint)
+        try:
+            import torch
+
+            from cat_serve.model.checkpoint import load_checkpoint
+            from cat_serve.model.fused import FusedModel
+        except ImportError as error:
+            raise MissingDependency(
+                f"The torch backend needs {error.name}.", hint="pip install 'cat-serve[torch]'"
+            ) from error
+        if threads:
+            torch.set_num_threads(threads)
+        self._torch: Any = torch
+        self._model: Any = FusedModel.from_checkpoint(load_checkpoint(checkpoint))
+
+    def run(self, batch: Batch) -> Output:
+        """See `Backend.run`."""
+        tensors = [self._torch.from_numpy(array) for array in batch.feeds().values()]
+        try:
+            with self._torch.inference_mode():
+                images, ok = self._model(*tensors)
+        except RuntimeError as error:
+            raise BackendError(f"torch failed on {self.artefact.manifest.model}.") from error
+        return checked(images.numpy(), ok.numpy(), batch, self.artefact)
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._model = None
+
+
+def open_backend(artefact: Artefact, options: EngineOptions) -> TorchBackend:
+    """Open `artefact` as the registry does."""
+    if options.checkpoints is None:
+        raise ArtefactError(
+            "The torch backend runs checkpoints, and nothing says where they are.",
+            hint="set CAT_SERVE_CHECKPOINTS (or --checkpoints) to the folder of <model>.safetensors",
+        )
+    path = options.checkpoints / f"{artefact.manifest.model}.safetensors"
+    return TorchBackend(artefact, path, options.threads)
+
+
+def require_checkpoint(artefact: Artefact, checkpoint: Path) -> None:
+    """Refuse a checkpoint that is not the one `artefact` was exported from.
+
+    Raises:
+        ArtefactError: there is none, or its hash is another.
+    """
+    if not checkpoint.is_file():
+        raise ArtefactError(
+            f"There is no checkpoint {checkpoint.name} of the model {artefact.manifest.model!r}.",
+            hint="set CAT_SERVE_CHECKPOINTS (or --checkpoints) to the folder that holds it",
+        )
+    wanted = artefact.manifest.source.get(CHECKPOINT_HASH)
+    if (got := sha256_of(checkpoint)) != wanted:
+        raise ArtefactError(
+            f"{checkpoint.name} is not the checkpoint that {artefact.manifest.model!r} was exported "
+            f"from (sha256 {got[:12]}, the manifest says {str(wanted)[:12]}).",
+            hint="export the checkpoint again: python -m export.onnx --help",
+        )

@@ -1,0 +1,137 @@
+"""Which class a request means: an index, or a name written in any of the usual ways."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cat_serve.errors import InvalidInput, UnknownClass
+
+MAX_LISTED = 20
+FIRST_LISTED = 5
+MAX_SUGGESTIONS = 3
+SIMILARITY = 0.55
+IMAGENET_CLASSES = 1000
+EXAMPLE_MODEL = (
+    "cat-m2-256"  # what to name to somebody who asks a small model for an ImageNet class
+)
+
+_INTEGER = re.compile(r"[+-]?[0-9]+")
+
+
+def fold(name: str) -> str:
+    """Reduce a name to what is compared: no case; spaces, underscores and hyphens are alike."""
+    return re.sub(r"[\s_-]+", " ", name.casefold()).strip()
+
+
+class Classes:
+    """The classes of one model."""
+
+    def __init__(self, model: str, names: Sequence[str]) -> None:
+        self.model = model
+        self.names = tuple(names)
+        self._indices: dict[str, list[int]] = defaultdict(list)
+        for index, name in enumerate(self.names):
+            self._indices[fold(name)].append(index)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def index_of(self, text: str, others: Sequence[Classes] = ()) -> int:
+        """Return the index that `text` means; all digits are an index, everything else is a name.
+
+        Args:
+            others: classes of the other models that are served, for the advice in the error.
+
+        Raises:
+            UnknownClass: no such index or name; says what there is instead.
+            InvalidInput: two classes share the name (`ambiguous_class`).
+        """
+        text = text.strip()
+        if _INTEGER.fullmatch(text):
+            index = int(text)
+            if not text.startswith("-") and index < len(self):
+                return index
+            self._refuse_index(index, others)
+        found = self._indices.get(fold(text), [])
+        if len(found) == 1:
+            return found[0]
+        if found:
+            self._refuse_shared(text, found)
+        self._refuse_name(text)
+
+    def describe(self) -> str:
+        """Return the classes by index and name; of many only the first, and the count."""
+        listed = ", ".join(f"{index} {self.names[index]}" for index in range(self._shown()))
+        if self._shown() == len(self):
+            return f"its {len(self)} classes are {listed}"
+        return f"it has {len(self)} classes, 0 to {len(self) - 1}: {listed}, ..."
+
+    def near_misses(self, text: str) -> list[str]:
+        """Return up to three names that resemble `text`, the best first."""
+        wanted = fold(text)
+        inside = [key for key in self._indices if len(wanted) > 2 and wanted in key]
+        near = difflib.get_close_matches(wanted, self._indices, MAX_SUGGESTIONS, SIMILARITY)
+        keys = list(dict.fromkeys([*near, *inside]))[:MAX_SUGGESTIONS]
+        return [self.names[self._indices[key][0]] for key in keys]
+
+    def _shown(self) -> int:
+        return len(self) if len(self) <= MAX_LISTED else FIRST_LISTED
+
+    def _listed(self) -> list[dict[str, int | str]]:
+        return [{"index": index, "name": self.names[index]} for index in range(self._shown())]
+
+    def _accepted(self) -> str:
+        return f"an index from 0 to {len(self) - 1}, or a class name"
+
+    def _refuse_index(self, index: int, others: Sequence[Classes]) -> NoReturn:
+        takers = [other.model for other in others if 0 <= index < len(other)]
+        raise UnknownClass(
+            f"The model {self.model} has no class {index}: {self.describe()}.",
+            hint=_where_index_exists(index, takers),
+            got=index,
+            accepted=self._accepted(),
+            model=self.model,
+            num_classes=len(self),
+            classes=self._listed(),
+            models_with_class=takers,
+        )
+
+    def _refuse_shared(self, text: str, found: Sequence[int]) -> NoReturn:
+        indices = " and ".join(map(str, found))
+        raise InvalidInput(
+            f"{len(found)} classes of {self.model} are called {text!r}: {indices}.",
+            code="ambiguous_class",
+            hint=f"ask by index: {indices}",
+            got=text,
+            accepted=list(found),
+            model=self.model,
+        )
+
+    def _refuse_name(self, text: str) -> NoReturn:
+        suggestions = self.near_misses(text)
+        wanted = " or ".join(repr(name) for name in suggestions)
+        raise UnknownClass(
+            f"The model {self.model} has no class {text!r}: {self.describe()}.",
+            hint=f"did you mean {wanted}?" if suggestions else "GET /classes lists all of them",
+            got=text,
+            accepted=self._accepted(),
+            model=self.model,
+            num_classes=len(self),
+            classes=self._listed(),
+            suggestions=suggestions,
+        )
+
+
+def _where_index_exists(index: int, takers: Sequence[str]) -> str:
+    if takers:
+        return f"models here with a class {index}: {', '.join(takers)}"
+    if 0 <= index < IMAGENET_CLASSES:
+        return (
+            f"class {index} needs a model with more classes, for example a 1,000-class ImageNet "
+            f"model such as {EXAMPLE_MODEL}; this repository has none"
+        )
+    return f"no model in this repository has a class {index}"

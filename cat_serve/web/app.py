@@ -1,0 +1,99 @@
+"""Put the application together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from fastapi import FastAPI
+
+from cat_serve import __version__
+from cat_serve.backends import open_backend
+from cat_serve.backends.base import EngineOptions
+from cat_serve.manifest import Artefact
+from cat_serve.repository import choose_default, find_repository, load_models
+from cat_serve.service import BackendFactory, Service
+from cat_serve.settings import Settings
+from cat_serve.web import problems, schemas
+from cat_serve.web.middleware import BodyLimit, RequestId
+from cat_serve.web.routes import router
+
+DESCRIPTION = """One-step class-conditional images.
+
+Errors are `application/problem+json` (RFC 9457) with a stable `code`:
+
+| code | status | title |
+|---|---|---|
+""" + "\n".join(
+    f"| `{code}` | {kind.status} | {kind.title} |" for code, kind in problems.PROBLEMS.items()
+)
+
+
+def create_app(
+    settings: Settings,
+    artefacts: Mapping[str, Artefact] | None = None,
+    open_engine: BackendFactory | None = None,
+) -> FastAPI:
+    """Return the application; its engines are opened when it starts and closed when it stops.
+
+    Args:
+        artefacts: the models, if they were read before; by default those of the repository.
+        open_engine: opens a model; by default on the engine that the settings name.
+
+    Raises:
+        ArtefactError: a model is damaged, or there is none.
+        InvalidInput: the default model is not there.
+    """
+    if artefacts is None:
+        artefacts = load_models(find_repository(settings.model_repository))
+    service = Service(
+        artefacts,
+        choose_default(artefacts, settings.model),
+        open_engine or engine_opener(settings),
+        settings.concurrency,
+        settings.max_waiting,
+    )
+    app = FastAPI(
+        title="cat-serve", version=__version__, description=DESCRIPTION, lifespan=_lifespan
+    )
+    app.state.service = service
+    app.include_router(router)
+    app.add_middleware(BodyLimit)
+    app.add_middleware(RequestId)  # added last, so outermost: refusals carry an id too
+    problems.install(app, schemas.ACCEPTED)
+    _document_problems(app)
+    return app
+
+
+def engine_opener(settings: Settings) -> BackendFactory:
+    """Return what opens a model on the engine that the settings name."""
+    options = EngineOptions(settings.provider, settings.threads, settings.checkpoints)
+    return lambda artefact: open_backend(settings.backend, artefact, options)
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Load the models while /healthz and /readyz answer already; close them when requests are done."""
+    service: Service = app.state.service
+    starting = asyncio.create_task(service.start())
+    yield
+    service.stop_accepting()
+    await starting
+    await service.close()
+
+
+def _document_problems(app: FastAPI) -> None:
+    """Add the schema of problems to the OpenAPI document."""
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = make()
+        parts = document["components"]["schemas"]
+        parts["Problem"] = schemas.Problem.model_json_schema()
+        parts.pop("HTTPValidationError", None)
+        parts.pop("ValidationError", None)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,184 @@
+"""Errors on the wire: RFC 9457 problem+json with a closed list of stable codes.
+
+Every code, its status and its title stand in `PROBLEMS`, which the OpenAPI document lists too. Members beside
+the standard ones: `code`, `hint`, `got`, `accepted`, `request_id`, and facts of the code's own. No member ever
+holds a path of this machine or a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from cat_serve.errors import CatServeError
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:cat-serve:problem:"
+REQUEST_ID_HEADER = "X-Request-Id"
+MAX_SHOWN_CHARACTERS = 100
+
+
+class Kind(NamedTuple):
+    """What never changes about a code."""
+
+    status: int
+    title: str
+
+
+PROBLEMS: dict[str, Kind] = {
+    # the request must be corrected
+    "missing_parameter":   Kind(422, "A required parameter is missing"),
+    "unknown_parameter":   Kind(422, "There is no such parameter"),
+    "repeated_parameter":  Kind(422, "A parameter was given more than once"),
+    "query_and_body":      Kind(422, "Parameters were given in the query and in the body"),
+    "bad_body":            Kind(422, "The body is not a JSON object of parameters"),
+    "bad_class":           Kind(422, "The class is neither an index nor a name"),
+    "unknown_class":       Kind(422, "The model has no such class"),
+    "ambiguous_class":     Kind(422, "Several classes have this name"),
+    "bad_seed":            Kind(422, "The seed is not in the accepted range"),
+    "bad_truncation_psi":  Kind(422, "truncation_psi is not in the accepted range"),
+    "bad_format":          Kind(422, "The image format is not available"),
+    "bad_model":           Kind(422, "The model's name is not a name"),
+    "body_too_large":      Kind(413, "The body is too large"),
+    "unknown_model":       Kind(404, "There is no such model"),
+    "not_found":           Kind(404, "There is no such address"),
+    "method_not_allowed":  Kind(405, "This address does not take this method"),
+    # the request may be sent again as it is
+    "overloaded":          Kind(429, "Too many requests are waiting"),
+    "not_ready":           Kind(503, "The service is not ready"),
+    "backend_unavailable": Kind(503, "No engine can take the request"),
+    # the server's fault
+    "backend_error":       Kind(502, "The engine failed"),
+    "bad_output":          Kind(500, "The model made an image that must not be shown"),
+    "internal_error":      Kind(500, "Something unexpected happened"),
+}  # fmt: skip
+
+HTTP_CODES = {400: "bad_body", 404: "not_found", 405: "method_not_allowed"}
+
+
+def problem(
+    request: Request,
+    code: str,
+    detail: str,
+    *,
+    hint: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    **members: Any,
+) -> Response:
+    """Return the response for `code`; members that are None are left out."""
+    kind = PROBLEMS[code]
+    request_id = getattr(request.state, "request_id", None)
+    content = {
+        "type": TYPE_PREFIX + code,
+        "title": kind.title,
+        "status": kind.status,
+        "detail": detail,
+        "code": code,
+        "hint": hint,
+        **members,
+        "request_id": request_id,
+    }
+    given = {name: value for name, value in content.items() if value is not None}
+    own = {REQUEST_ID_HEADER: request_id} if request_id else {}
+    if (retry_after_s := members.get("retry_after_s")) is not None:
+        own["Retry-After"] = str(retry_after_s)
+    return Response(
+        json.dumps(given, allow_nan=False),
+        kind.status,
+        headers={**own, **(headers or {})},
+        media_type=MEDIA_TYPE,
+    )
+
+
+def shown(value: object) -> Any:
+    """Return a value that was sent in a form that is safe to send back: valid JSON and short."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, int) and value.bit_length() <= 64:
+        return value
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    cut = len(text) > MAX_SHOWN_CHARACTERS
+    return text[:MAX_SHOWN_CHARACTERS] + "..." if cut else text
+
+
+def install(app: FastAPI, accepted: Mapping[str, str]) -> None:
+    """Answer every error of `app` as a problem.
+
+    Args:
+        accepted: what each parameter accepts, in words.
+    """
+
+    async def on_known(request: Request, error: Exception) -> Response:
+        assert isinstance(error, CatServeError)
+        if error.code not in PROBLEMS:
+            return await on_unknown(request, error)
+        members = dict(error.details)
+        if "got" in members:
+            members["got"] = shown(members["got"])
+        return problem(request, error.code, error.message, hint=error.hint, **members)
+
+    async def on_invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return invalid(request, error.errors(), accepted)
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code = HTTP_CODES.get(error.status_code, "internal_error")
+        kind = PROBLEMS[code]
+        hint = "see /docs" if kind.status in (404, 405) else None
+        return problem(request, code, f"{kind.title}.", hint=hint, headers=error.headers)
+
+    async def on_unknown(request: Request, error: Exception) -> Response:
+        return problem(
+            request, "internal_error", "The server failed.", hint="its log has the request id"
+        )
+
+    app.add_exception_handler(CatServeError, on_known)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(Exception, on_unknown)
+
+
+def invalid(
+    request: Request, errors: Sequence[Mapping[str, Any]], accepted: Mapping[str, str]
+) -> Response:
+    """Return the problem for what pydantic found; the first error is told, the others are listed."""
+    told = [_explained(error, accepted) for error in errors]
+    first = told[0]
+    return problem(request, **first, errors=told if len(told) > 1 else None)
+
+
+def _explained(error: Mapping[str, Any], accepted: Mapping[str, str]) -> dict[str, Any]:
+    """Say which parameter is wrong, what was got and what would do."""
+    location = error["loc"]
+    where, name = location[0], str(location[1]) if len(location) > 1 else ""
+    if error["type"] == "extra_forbidden":
+        known = ", ".join(accepted) or "none"
+        return {
+            "code": "unknown_parameter",
+            "detail": f"There is no parameter {shown(name)!r} here.",
+            "parameter": shown(name),
+            "got": shown(error["input"]),
+            "accepted": known,
+        }
+    if where == "body" and name not in accepted:
+        return {
+            "code": "bad_body",
+            "detail": "The body is not a JSON object of parameters.",
+            "hint": "send Content-Type: application/json and, for example, {\"class\": 7}",
+        }  # fmt: skip
+    return {
+        "code": f"bad_{name}",
+        "detail": f"{name} {shown(error['input'])!r} is not {accepted[name]}.",
+        "parameter": name,
+        "got": shown(error["input"]),
+        "accepted": accepted[name],
+    }

@@ -1,0 +1,144 @@
+"""What goes over the wire, declared once for parsing, checking and the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from cat_serve.latents import MAX_SEED
+from cat_serve.web.problems import PROBLEMS
+
+MAX_NAME_CHARACTERS = 100
+
+# What each parameter of POST /generate accepts, in the words that its errors use.
+ACCEPTED = {
+    "class": f"a class index or name of at most {MAX_NAME_CHARACTERS} characters",
+    "seed": f"an integer from 0 to {MAX_SEED}",
+    "truncation_psi": "a number from 0 to 1",
+    "format": "'png'",
+    "model": f"a model name of at most {MAX_NAME_CHARACTERS} characters",
+}
+
+
+def _no_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("a boolean is not a number")
+    return value
+
+
+def _index_as_text(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+ClassText = Annotated[
+    str,
+    BeforeValidator(_index_as_text),
+    WithJsonSchema({"anyOf": [{"type": "string", "maxLength": MAX_NAME_CHARACTERS},
+                              {"type": "integer", "minimum": 0}]}),
+]  # fmt: skip
+
+
+class GenerateParameters(BaseModel):
+    """Parameters of one image, in the query or as a JSON body."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={
+        "examples": [{"class": 7, "seed": 1, "truncation_psi": 0.7}],
+    })  # fmt: skip
+
+    class_: ClassText | None = Field(
+        None,
+        alias="class",
+        min_length=1,
+        max_length=MAX_NAME_CHARACTERS,
+        description="**Required**, here or in the body. All digits: the class index. Anything else: a "
+        "class name; case does not matter, and spaces, underscores and hyphens are alike.",
+        examples=["7", "ankle boot"],
+    )
+    seed: Annotated[int, BeforeValidator(_no_boolean)] | None = Field(
+        None,
+        ge=0,
+        le=MAX_SEED,
+        description="The same seed gives the same image. If absent, one is drawn and returned in "
+        "`X-Seed`.",
+        examples=[1],
+    )
+    truncation_psi: Annotated[float, BeforeValidator(_no_boolean)] = Field(
+        1.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="1: as trained; towards 0: nearer to the mean of the class, 0: the mean itself.",
+        examples=[0.7],
+    )
+    format: Literal["png"] = Field("png", description="Image format.")
+    model: str | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_NAME_CHARACTERS,
+        description="Name of the model, see `/models`; by default the server's default model.",
+        examples=["fashion-32"],
+    )
+
+
+class ClassEntry(BaseModel):
+    index: int
+    name: str
+
+
+class ModelClasses(BaseModel):
+    """The classes of one model."""
+
+    model: str
+    version: str
+    default: bool = Field(description="whether requests that name no model get this one")
+    classes: list[ClassEntry]
+
+
+class ClassesAnswer(BaseModel):
+    models: list[ModelClasses]
+
+
+class ModelCard(BaseModel):
+    """What is known of a model; parity and source come from its manifest as they are."""
+
+    name: str
+    version: str = Field(description="first 12 hex digits of the manifest's SHA-256")
+    default: bool
+    num_classes: int
+    image_size: tuple[int, int] = Field(description="height, width in pixels")
+    z_shape: list[int]
+    determinism: Literal["bytes", "latent"]
+    truncation_psi: dict[str, Any] = Field(description="what the parameter means for this model")
+    parity: dict[str, Any]
+    source: dict[str, Any]
+
+
+class ModelsAnswer(BaseModel):
+    models: list[ModelCard]
+
+
+class Health(BaseModel):
+    status: Literal["ok", "ready"]
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={
+        "examples": [{
+            "type": "urn:cat-serve:problem:bad_seed", "title": PROBLEMS["bad_seed"].title,
+            "status": 422, "detail": f"seed '-1' is not {ACCEPTED['seed']}.", "code": "bad_seed",
+            "parameter": "seed", "got": "-1", "accepted": ACCEPTED["seed"],
+        }],
+    })  # fmt: skip
+
+    type: str
+    title: str
+    status: int
+    detail: str = Field(description="what was wrong with this request")
+    code: str = Field(description="stable", json_schema_extra={"enum": list(PROBLEMS)})
+    hint: str | None = Field(None, description="how to repair it")
+    got: Any = Field(None, description="the value that was sent")
+    accepted: Any = Field(None, description="the values that are accepted")
+    request_id: str | None = None

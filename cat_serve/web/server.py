@@ -1,0 +1,130 @@
+"""Run the application in uvicorn: bind first, say when it is ready, leave without failing a request."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from types import FrameType
+
+import uvicorn
+
+from cat_serve.errors import CatServeError, MissingDependency
+from cat_serve.manifest import Artefact
+from cat_serve.service import Phase, Service
+from cat_serve.settings import Settings
+from cat_serve.web.app import create_app
+
+BACKLOG = 2048
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+
+
+class Server(uvicorn.Server):
+    """uvicorn, except that a signal makes /readyz say 503 at once and the listener closes after a delay.
+
+    Closing means: no new connections, and requests in flight finish. A second signal skips the delay; SIGINT
+    while closing breaks off.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service, delay_s: float) -> None:
+        super().__init__(config)
+        self._service = service
+        self._delay_s = delay_s
+        self._leaving = False
+        self._loop = asyncio.get_running_loop()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Handle SIGTERM and SIGINT; unlike uvicorn's own, does not raise the signal again afterwards."""
+        self._service.stop_accepting()
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        elif self._leaving or not self._delay_s:
+            self.should_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self._loop.call_later, self._delay_s, self.leave)
+        self._leaving = True
+
+    def leave(self) -> None:
+        """Close the listener and let requests in flight finish."""
+        self.should_exit = True
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        MissingDependency: the port is taken, or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise MissingDependency(
+                f"Port {port} on {host} is taken by another process.",
+                hint="choose another with CAT_SERVE_PORT (or --port)",
+            ) from error
+        raise MissingDependency(
+            f"Cannot listen on {host} port {port}: {error.strerror}.",
+            hint="set CAT_SERVE_HOST and CAT_SERVE_PORT (or --host and --port)",
+        ) from error
+    return listener
+
+
+def serve(settings: Settings, artefacts: Mapping[str, Artefact]) -> None:
+    """Serve until a signal.
+
+    Raises:
+        CatServeError: the port is taken, or a model cannot be served.
+    """
+    with bind(settings.host, settings.port) as listener:
+        failure = asyncio.run(_serve(settings, artefacts, listener))
+    if isinstance(failure, CatServeError):
+        raise failure
+    if failure is not None:
+        raise CatServeError("The models could not be loaded; the log says why.") from failure
+
+
+async def _serve(
+    settings: Settings, artefacts: Mapping[str, Artefact], listener: socket.socket
+) -> Exception | None:
+    app = create_app(settings, artefacts)
+    service: Service = app.state.service
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        lifespan="on",
+        server_header=False,
+        timeout_graceful_shutdown=settings.shutdown_grace_s,
+    )
+    server = Server(config, service, settings.shutdown_delay_s)
+    serving = asyncio.create_task(server.serve([listener]))
+    settled = asyncio.create_task(service.settled.wait())
+    await asyncio.wait([serving, settled], return_when=asyncio.FIRST_COMPLETED)
+    if service.phase is Phase.FAILED:
+        server.leave()
+    elif service.phase is Phase.READY:
+        print(banner(listener, service), file=sys.stderr, flush=True)
+    await serving
+    settled.cancel()
+    return service.failure
+
+
+def banner(listener: socket.socket, service: Service) -> str:
+    """Return what a person at the terminal wants to know: the address, and a line to paste."""
+    host, port = listener.getsockname()[:2]
+    host = EVERYWHERE.get(host, host)
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    model = service.model(None)
+    last = len(model.classes) - 1
+    return (
+        f"{model.label} is ready on {address} (documentation: {address}/docs)\n"
+        f"  curl -X POST '{address}/generate?class={min(7, last)}&seed=1' --output image.png"
+    )
