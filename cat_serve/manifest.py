@@ -152,7 +152,9 @@ def _parse(path: Path) -> Manifest:
             )
         if unknown := values.keys() - {f.name for f in fields(Manifest)}:
             raise ValueError(f"unknown keys {sorted(unknown)}")
-        golden = {k: tuple(v) if isinstance(v, list) else v for k, v in values["golden"].items()}
+        golden: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values["golden"].items()
+        }
         height, width = values["image_size"]
         parts = {
             "files": {name: FileRecord(**entry) for name, entry in values["files"].items()},

@@ -21,14 +21,13 @@ from cat_serve.backends.base import Backend
 from cat_serve.classes import Classes
 from cat_serve.contract import Batch, Output
 from cat_serve.errors import (
-    ArtefactError,
     BackendUnavailable,
     BadOutput,
     CatServeError,
     Overloaded,
     UnknownModel,
 )
-from cat_serve.images import decode_png
+from cat_serve.golden import check_golden
 from cat_serve.latents import latents_from_seeds
 from cat_serve.manifest import Artefact
 
@@ -161,12 +160,11 @@ class Service:
         try:
             for name, model in self.models.items():
                 await loop.run_in_executor(self._threads, self._load, name, model.artefact)
+        except CatServeError as error:
+            self._fail(error, error.message)
         except Exception as error:
-            self.failure = error
-            known = isinstance(error, CatServeError)
-            self.reason = error.message if known else "an unexpected error; the log has it"
-            self.phase = Phase.FAILED
-            logger.error("start failed: %s", error, exc_info=None if known else error)
+            logger.exception("start failed")
+            self._fail(error, "an unexpected error; the log has it")
         else:
             if self.phase is Phase.STARTING:
                 self.phase, self.reason = Phase.READY, ""
@@ -222,6 +220,10 @@ class Service:
         while self._backends:
             self._backends.popitem()[1].close()
 
+    def _fail(self, error: Exception, reason: str) -> None:
+        self.phase, self.reason, self.failure = Phase.FAILED, reason.rstrip("."), error
+        logger.info("not ready: %s", self.reason)
+
     def _load(self, name: str, artefact: Artefact) -> None:
         started = time.perf_counter()
         backend = self._open_backend(artefact)
@@ -254,7 +256,7 @@ def require_showable(output: Output, request: ImageRequest) -> None:
     constant = bool((image == image[0, 0]).all())
     if bool(output.ok[0]) and not constant:
         return
-    what = "an image of a single colour" if constant else "values that are not finite"
+    what = "an image of a single colour" if constant else "an image that it marks as not ok"
     raise BadOutput(
         f"The model {request.model.name} made {what} for class {request.class_id}, "
         f"seed {request.seed}, truncation_psi {request.truncation_psi}.",
@@ -264,45 +266,3 @@ def require_showable(output: Output, request: ImageRequest) -> None:
         seeds=[request.seed],
         truncation_psi=request.truncation_psi,
     )
-
-
-def check_golden(backend: Backend) -> None:
-    """Make the golden images again, one row first so that both shapes are warm.
-
-    Raises:
-        ArtefactError: the golden file is missing or of another shape.
-        BadOutput: the engine's images differ by more than the manifest allows.
-    """
-    manifest = backend.artefact.manifest
-    golden = manifest.golden
-    expected = read_golden(backend.artefact)
-    batch = golden.batch(manifest.z_shape)
-    backend.run(Batch(batch.z[:1], batch.class_id[:1], batch.truncation_psi[:1]))
-    output = backend.run(batch)
-    levels = np.abs(output.images.astype(np.int16) - expected.astype(np.int16)).max()
-    if not output.ok.all() or levels > golden.max_levels:
-        raise BadOutput(
-            f"The model {manifest.model} on {backend.name} does not make its golden images: "
-            f"{levels} levels off, {(~output.ok).sum()} not ok; {golden.max_levels} levels are allowed.",
-            hint="export the model on this machine again: python -m export.onnx --help",
-            seeds=list(golden.seed),
-        )
-
-
-def read_golden(artefact: Artefact) -> np.ndarray:
-    """Return the golden images, uint8 [N, H, W, 3]; their file has them below each other.
-
-    Raises:
-        ArtefactError: no such file, or of another shape.
-    """
-    golden = artefact.manifest.golden
-    height, width = artefact.manifest.image_size
-    shape = (len(golden.seed), height, width, 3)
-    try:
-        stacked = decode_png((artefact.folder / golden.file).read_bytes())
-        return stacked.reshape(shape)
-    except (OSError, ValueError) as error:
-        raise ArtefactError(
-            f"The golden images of {artefact.manifest.model!r} are missing or not {list(shape)}.",
-            hint="restore the file, or export the model again: python -m export.onnx --help",
-        ) from error

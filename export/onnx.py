@@ -49,7 +49,9 @@ def write_graph(model: FusedModel, path: Path) -> None:
         torch.ones(2),
     )
     batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which we do not use
+    logging.getLogger("torch.onnx").setLevel(
+        logging.ERROR
+    )  # it misses torchvision, which we do not use
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the exporter
         program = torch.onnx.export(
@@ -62,6 +64,7 @@ def write_graph(model: FusedModel, path: Path) -> None:
             dynamic_shapes=({0: batch}, {0: batch}, {0: batch}),
             verbose=False,
         )
+    assert program is not None
     program.save(str(path))
 
 
@@ -173,7 +176,9 @@ def export(checkpoint_path: Path, repository: Path, version: int = 1) -> Path:
         write_graph(model, graph)
         report = prove(model, graph)
         golden = make_golden(graph, checkpoint, workspace)
-        sample = onnx_engine(graph)(rows(probe_batch(config.num_classes, (config.z_dim,)), np.s_[:1]))
+        sample = onnx_engine(graph)(
+            rows(probe_batch(config.num_classes, (config.z_dim,)), np.s_[:1])
+        )
         Manifest(
             model=checkpoint.name,
             files={
@@ -188,7 +193,9 @@ def export(checkpoint_path: Path, repository: Path, version: int = 1) -> Path:
             determinism=determinism(report),
             parity=report,
             source={"checkpoint_sha256": sha256_of(checkpoint_path)} | checkpoint.training,
-            made_with={n: metadata.version(n) for n in ("torch", "onnx", "onnxscript", "diffusers")},
+            made_with={
+                n: metadata.version(n) for n in ("torch", "onnx", "onnxscript", "diffusers")
+            },
         ).save(workspace)
         if (target / CARD_NAME).exists():
             shutil.copy2(target / CARD_NAME, workspace)

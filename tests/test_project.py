@@ -18,16 +18,16 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_documents_name_only_targets_that_exist(path: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
-    named = set(re.findall(r"\bmake ([a-z]+(?:-[a-z]+)*)\b(?=[`,\s]*(?:`|#|\n|$))", path.read_text()))
+    named = set(
+        re.findall(r"\bmake ([a-z]+(?:-[a-z]+)*)\b(?=[`,\s]*(?:`|#|\n|$))", path.read_text())
+    )
     assert named <= targets
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_documents_link_to_files_that_exist(path: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
-    missing = [
-        link for link in links if "://" not in link and not (path.parent / link).exists()
-    ]
+    missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
     assert missing == []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cat_serve.errors import InvalidInput
@@ -21,7 +21,13 @@ IMAGENET_NIMG = 1_281_167
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run. Times are in images; `base_lr` is for width 768 and batch 512."""
+    """One run. Times are in images; `base_lr` is for width 768 and batch 512.
+
+    Attributes:
+        gamma: weight of the penalties; it belongs to the size of the latents.
+        gamma_final: what gamma falls to, geometrically, over the first `gamma_anneal_nimg` images (an
+            addition to the method: small latents need a strong penalty at first and a weak one later).
+    """
 
     name: str
     generator: GeneratorConfig
@@ -30,7 +36,9 @@ class TrainConfig:
     batch_size: int = BASE_BATCH
     base_lr: float = BASE_LR
     gamma: float = 1.0
-    consistency: Consistency = Consistency()
+    gamma_final: float | None = None
+    gamma_anneal_nimg: int = 0
+    consistency: Consistency = field(default_factory=Consistency)
     resize: Resize = "area"
     seed: int = 0
 
@@ -50,6 +58,13 @@ class TrainConfig:
     def lr(self, width: int) -> float:
         """Return the learning rate of a network of `width`: base * 768/C * sqrt(batch/512)."""
         return self.base_lr * BASE_WIDTH / width * math.sqrt(self.batch_size / BASE_BATCH)
+
+    def gamma_at(self, nimg: int) -> float:
+        """Return the weight of the penalties after `nimg` images."""
+        if self.gamma_final is None:
+            return self.gamma
+        progress = min(1.0, nimg / self.gamma_anneal_nimg) if self.gamma_anneal_nimg else 1.0
+        return self.gamma * (self.gamma_final / self.gamma) ** progress
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -89,6 +104,8 @@ def _fashion_32() -> TrainConfig:
         batch_size=64,
         base_lr=2.5e-4,
         gamma=0.01,
+        gamma_final=0.001,
+        gamma_anneal_nimg=200_000,
     )
 
 

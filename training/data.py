@@ -24,7 +24,7 @@ class Index:
     """What `index.json` says.
 
     Attributes:
-        vae_sha256: hash of the VAE's weights file; `train` refuses another VAE's latents.
+        vae_sha256: hash of the VAE (`cat_serve.model.decoder.vae_sha256`); `train` refuses another VAE's latents.
         scaling_factor: what latents are multiplied with before the generator sees them.
         shards: file names in order; each float16 [N, 2C, H, W], mean then standard deviation.
         images: where the photographs are, so that a teacher can see them: source, split, and how they were laid out.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 HALF_LIFE_NIMG = 355_000
 RAMP_UP = 0.05
@@ -22,7 +22,8 @@ def ema_decay(nimg: int, batch_size: int) -> float:
 @torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
     """Move the parameters of `ema` toward those of `model`; copy the buffers."""
-    targets, sources = list(ema.parameters()), list(model.parameters())
+    targets: list[Tensor] = list(ema.parameters())
+    sources: list[Tensor] = list(model.parameters())
     torch._foreach_lerp_(targets, sources, 1 - decay)
     for target, source in zip(ema.buffers(), model.buffers(), strict=True):
         target.copy_(source)

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from cat_serve.errors import DataError, InvalidInput, TrainingDiverged
 from cat_serve.files import write_text
-from cat_serve.model.checkpoint import Checkpoint, save_checkpoint, save_module
-from cat_serve.model.decoder import load_vae
+from cat_serve.model.checkpoint import Checkpoint, open_vae, save_checkpoint, save_module
+from cat_serve.model.decoder import vae_sha256
 from cat_serve.model.generator import Generator
 from training.config import TrainConfig
 from training.data import Latents
@@ -38,14 +38,23 @@ class Run:
 
     Args:
         folder: made if it is not there; an unfinished run in it goes on.
-        vae_folder: the VAE that encoded `data`; it travels inside the checkpoint.
+        vae_path: the VAE that encoded `data` (a folder or a checkpoint); it travels inside the checkpoint.
+
+    Raises:
+        DataError: the data do not fit the configuration, or were encoded by another VAE.
+        CheckpointError: the folder's state belongs to another run.
     """
 
-    def __init__(self, config: TrainConfig, data: Latents, vae_folder: Path, folder: Path) -> None:
+    def __init__(self, config: TrainConfig, data: Latents, vae_path: Path, folder: Path) -> None:
         self.config, self.data, self.folder = config, data, folder
         _require_fit(config, data)
+        self.vae = open_vae(vae_path)
+        if vae_sha256(self.vae) != data.index.vae_sha256:
+            raise DataError(
+                f"The data were encoded by another VAE than {vae_path}.",
+                hint="run python -m training.prepare with this VAE",
+            )
         folder.mkdir(parents=True, exist_ok=True)
-        self.vae = load_vae(vae_folder)
         torch.manual_seed(config.seed)
         self.generator = Generator(config.generator)
         self.discriminator = Discriminator(config.discriminator)
@@ -78,7 +87,9 @@ class Run:
         index = shuffled_indices(config.seed, len(self.data), position, config.batch_size)
         x_real, y = self.data.batch(index, stream_at(config.seed, "posterior", position))
 
-        d_losses = self.objective.discriminator_step(x_real, y, stream_at(config.seed, "d", position))
+        d_losses = self.objective.discriminator_step(
+            x_real, y, stream_at(config.seed, "d", position), position
+        )
         d_norm = self._descend(
             d_losses["d_total"], self.discriminator, self.discriminator_optimizer
         )
@@ -89,9 +100,7 @@ class Run:
         update_ema(self.ema, self.generator, ema_decay(self.nimg, config.batch_size))
         return _numbers(d_losses | g_losses) | {"d_norm": d_norm, "g_norm": g_norm}
 
-    def _descend(
-        self, loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> float:
+    def _descend(self, loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer) -> float:
         """Backpropagate, clip and step; a loss or a gradient that is not finite ends the run."""
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -235,7 +244,9 @@ def _moments(optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def _restore_moments(optimizer: torch.optim.Optimizer, moments: list[tuple[Tensor, Tensor]]) -> None:
+def _restore_moments(
+    optimizer: torch.optim.Optimizer, moments: list[tuple[Tensor, Tensor]]
+) -> None:
     parameters = optimizer.param_groups[0]["params"]
     for parameter, (step, exp_avg_sq) in zip(parameters, moments, strict=True):
         optimizer.state[parameter] = {

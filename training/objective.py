@@ -33,12 +33,15 @@ class Objective:
     discriminator: Discriminator
     config: TrainConfig
 
-    def discriminator_step(self, x_real: Tensor, y: Tensor, rng: torch.Generator) -> Losses:
+    def discriminator_step(
+        self, x_real: Tensor, y: Tensor, rng: torch.Generator, nimg: int = 0
+    ) -> Losses:
         """Return D's losses: adversarial + gamma/2 (R1 + R2). The generator gets no gradient.
 
         Args:
             x_real: latents [B, C, H, W]; y: int64 [B]; B a multiple of 4.
             rng: where z, augmentation and penalty noise are drawn from.
+            nimg: images seen so far, for the schedule of gamma.
         """
         z = self.draw_z(len(y), rng)
         with torch.no_grad():
@@ -51,13 +54,15 @@ class Objective:
         noised_fake = add_penalty_noise([x[quarter] for x in fake_images], rng)
         batches = (real_images, fake_images, noised_real, noised_fake)
         labels = torch.cat([y, y, y[quarter], y[quarter]])
-        logits = self.discriminator([torch.cat(scale) for scale in zip(*batches, strict=True)], labels)
+        logits = self.discriminator(
+            [torch.cat(scale) for scale in zip(*batches, strict=True)], labels
+        )
         real, fake, real_noised, fake_noised = logits.split([len(x[0]) for x in batches])
 
         adversarial = discriminator_loss(real, fake)
         r1 = approximate_penalty(real[quarter], real_noised)
         r2 = approximate_penalty(fake[quarter], fake_noised)
-        total = adversarial + self.config.gamma / 2 * (r1 + r2)
+        total = adversarial + self.config.gamma_at(nimg) / 2 * (r1 + r2)
         margin = (real - fake).mean()
         return {"d_total": total, "d_adv": adversarial, "r1": r1, "r2": r2, "margin": margin}
 

@@ -42,7 +42,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
         np.save(stream, array)
 
 
-def is_finished(out: Path, vae_sha256: str, count: int, source: dict[str, object]) -> bool:
+def is_finished(out: Path, vae_hash: str, count: int, source: dict[str, object]) -> bool:
     """Tell whether `out` holds whole data made by this VAE from these photographs."""
     from cat_serve.errors import DataError
     from training.data import Latents
@@ -51,7 +51,7 @@ def is_finished(out: Path, vae_sha256: str, count: int, source: dict[str, object
         index = Latents(out).index
     except DataError:  # not there, or damaged: made anew
         return False
-    return (index.vae_sha256, index.count, index.images) == (vae_sha256, count, source)
+    return (index.vae_sha256, index.count, index.images) == (vae_hash, count, source)
 
 
 def begin(out: Path, settings: dict[str, object]) -> None:
@@ -70,7 +70,7 @@ def begin(out: Path, settings: dict[str, object]) -> None:
 
 
 def prepare(
-    vae_folder: Path, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...],
+    vae_path: Path, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...],
     source: dict[str, object], out: Path, batch_size: int = 100,
 ) -> None:  # fmt: skip
     """Write shards, labels and, last of all, the index. A finished folder is left as it is.
@@ -82,18 +82,19 @@ def prepare(
     from tqdm import tqdm
 
     from cat_serve.files import sha256_of
-    from cat_serve.model.decoder import VAE_WEIGHTS_NAME, load_vae
+    from cat_serve.model.checkpoint import open_vae
+    from cat_serve.model.decoder import vae_sha256
     from training.data import LABELS_NAME, Index
 
-    vae = load_vae(vae_folder)
-    vae_sha256 = sha256_of(vae_folder / VAE_WEIGHTS_NAME)
+    vae = open_vae(vae_path)
+    vae_hash = vae_sha256(vae)
     count = len(images)
-    if is_finished(out, vae_sha256, count, source):
+    if is_finished(out, vae_hash, count, source):
         return
     names = [f"latents-{i:05d}.npy" for i in range(-(-count // SHARD_SIZE))]
     begin(
         out,
-        {"vae_sha256": vae_sha256, "count": count, "shard_size": SHARD_SIZE, "source": source},
+        {"vae_sha256": vae_hash, "count": count, "shard_size": SHARD_SIZE, "source": source},
     )
     missing = [name for name in names if not (out / name).exists()]
     done = min(count, (len(names) - len(missing)) * SHARD_SIZE)
@@ -112,7 +113,7 @@ def prepare(
     for name in [LABELS_NAME, *names]:
         fingerprint.update(sha256_of(out / name).encode())
     Index(
-        vae_sha256=vae_sha256,
+        vae_sha256=vae_hash,
         scaling_factor=float(vae.config.scaling_factor),
         class_names=class_names,
         latent_channels=int(vae.config.latent_channels),
@@ -131,7 +132,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.prepare", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="Fashion-MNIST folder")
-    parser.add_argument("--vae", type=Path, required=True, help="VAE folder (diffusers layout)")
+    parser.add_argument(
+        "--vae", type=Path, required=True, help="VAE: diffusers' folder, or a checkpoint"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
     return parser
 
@@ -152,7 +155,11 @@ def main(argv: list[str] | None = None) -> int:
     except CatServeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps({"out": str(arguments.out), "count": index.count, "fingerprint": index.fingerprint}))
+    print(
+        json.dumps(
+            {"out": str(arguments.out), "count": index.count, "fingerprint": index.fingerprint}
+        )
+    )
     return 0
 
 

@@ -37,9 +37,7 @@ def load_state(path: Path, expected_config: dict[str, Any]) -> dict[str, Any]:
             hint="remove it to start again from the beginning",
         )
     saved, expected = (json.loads(json.dumps(c)) for c in (state["config"], expected_config))
-    changed = sorted(
-        k for k in saved.keys() | expected.keys() if saved.get(k) != expected.get(k)
-    )
+    changed = sorted(k for k in saved.keys() | expected.keys() if saved.get(k) != expected.get(k))
     if changed:
         lines = ", ".join(f"{k}: {saved.get(k)!r} -> {expected.get(k)!r}" for k in changed)
         raise CheckpointError(

@@ -27,12 +27,23 @@ def build_parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--preset", required=True, help="fashion-32, or cat-{s,b,m,l,xl,h}2-256")
     parser.add_argument("--data", type=Path, required=True, help="folder made by training.prepare")
-    parser.add_argument("--vae", type=Path, required=True, help="VAE folder that encoded the data")
-    parser.add_argument("--run", type=Path, required=True, help="folder for everything the run writes")
+    parser.add_argument(
+        "--vae",
+        type=Path,
+        required=True,
+        help="the VAE that encoded the data: diffusers' folder, or a checkpoint",
+    )
+    parser.add_argument(
+        "--run", type=Path, required=True, help="folder for everything the run writes"
+    )
     parser.add_argument("--total-nimg", type=int, help="images to train on (default: the preset's)")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--base-lr", type=float, help="learning rate at width 768 and batch 512")
-    parser.add_argument("--gamma", type=float, help="weight of the R1 and R2 penalties")
+    parser.add_argument(
+        "--gamma", type=float, help="weight of the R1 and R2 penalties, held for the whole run"
+    )
+    parser.add_argument("--gamma-final", type=float, help="what gamma falls to instead")
+    parser.add_argument("--gamma-anneal-nimg", type=int, help="images over which it falls")
     parser.add_argument("--lambda", dest="consistency", type=float, metavar="LAMBDA",
                         help="weight of the consistency loss (0 is the paper's control)")  # fmt: skip
     parser.add_argument("--width", type=int, help="of generator and discriminator")
@@ -58,7 +69,17 @@ def resolve_config(arguments: argparse.Namespace) -> TrainConfig:
         config = replace(
             config, consistency=replace(config.consistency, weight=arguments.consistency)
         )
-    names = ("total_nimg", "batch_size", "base_lr", "gamma", "seed")
+    if arguments.gamma is not None:
+        config = replace(config, gamma_final=None)
+    names = (
+        "total_nimg",
+        "batch_size",
+        "base_lr",
+        "gamma",
+        "gamma_final",
+        "gamma_anneal_nimg",
+        "seed",
+    )
     given = {name: getattr(arguments, name) for name in names}
     return replace(config, **{name: value for name, value in given.items() if value is not None})
 
@@ -67,9 +88,6 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     import torch
 
-    from cat_serve.errors import DataError
-    from cat_serve.files import sha256_of
-    from cat_serve.model.decoder import VAE_WEIGHTS_NAME, load_vae
     from training.data import Latents
     from training.loop import Run
 
@@ -78,12 +96,6 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = resolve_config(arguments)
         data = Latents(arguments.data)
-        load_vae(arguments.vae)
-        if sha256_of(arguments.vae / VAE_WEIGHTS_NAME) != data.index.vae_sha256:
-            raise DataError(
-                f"{arguments.data} was encoded by another VAE than {arguments.vae}.",
-                hint="run python -m training.prepare with this VAE",
-            )
         run = Run(config, data, arguments.vae, arguments.run)
         run.train(arguments.snapshot_nimg, arguments.log_nimg)
     except CatServeError as error:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
     from diffusers import AutoencoderKL
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def train(
     return vae
 
 
-def to_unit(images: np.ndarray):
+def to_unit(images: np.ndarray) -> Tensor:
     """Map uint8 [B, H, W, 3] to float32 [B, 3, H, W] in -1..1."""
     import torch
 
@@ -164,8 +165,11 @@ def build_parser() -> argparse.ArgumentParser:
     from training.fashion_mnist import DEFAULT_FOLDER
 
     defaults = VaeTraining()
-    parser = argparse.ArgumentParser(prog="python -m training.train_vae", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.train_vae",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="Fashion-MNIST folder")
     parser.add_argument("--out", type=Path, required=True, help="folder for the trained VAE")
     parser.add_argument("--run", type=Path, help="folder of the resumable state (default: OUT.run)")

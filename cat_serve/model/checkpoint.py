@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cat_serve.errors import CheckpointError, InvalidInput
 from cat_serve.files import written_whole
 from cat_serve.model.config import GeneratorConfig
+from cat_serve.model.decoder import load_vae
 from cat_serve.model.generator import Generator
 
 if TYPE_CHECKING:
@@ -91,7 +92,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     fill(generator, tensors, "generator.", path)
     fill(vae, tensors, "vae.", path)
     if tensors:
-        raise CheckpointError(f"{path.name} holds tensors that belong nowhere: {sorted(tensors)[:5]}.")
+        raise CheckpointError(
+            f"{path.name} holds tensors that belong nowhere: {sorted(tensors)[:5]}."
+        )
     return Checkpoint(
         name=name,
         generator=generator.eval().requires_grad_(False),
@@ -101,6 +104,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     )
 
 
+def open_vae(path: Path) -> AutoencoderKL:
+    """Load a VAE from diffusers' folder, or the one inside a checkpoint of this project."""
+    return load_vae(path) if path.is_dir() else load_checkpoint(path).vae
+
+
 def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the JSON description and the tensors of one of this project's safetensors files."""
     if not path.is_file():
@@ -108,7 +116,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as stream:
             metadata = stream.metadata() or {}
-            tensors = {key: stream.get_tensor(key) for key in stream.keys()}
+            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
         description = json.loads(metadata[METADATA_KEY])
         if not isinstance(description, dict):
             raise ValueError(f"the description is a {type(description).__name__}")
@@ -122,7 +130,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str, path: Path) -> None:
     """Move the tensors named `prefix*` out of `tensors` into `module`; keys and shapes must match."""
     own: Mapping[str, Tensor] = {
-        key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)
+        key.removeprefix(prefix): tensors.pop(key)
+        for key in list(tensors)
+        if key.startswith(prefix)
     }
     try:
         module.load_state_dict(own, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,15 @@ def load_vae(folder: Path) -> AutoencoderKL:
         )
     vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, low_cpu_mem_usage=False)
     return vae.eval().requires_grad_(False)
+
+
+def vae_sha256(vae: AutoencoderKL) -> str:
+    """Hash a VAE's weights and scaling factor, whatever file they came from."""
+    digest = hashlib.sha256(repr(float(vae.config.scaling_factor)).encode())
+    for key, tensor in sorted(vae.state_dict().items()):
+        digest.update(f"{key}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class Decoder(nn.Module):

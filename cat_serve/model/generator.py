@@ -123,7 +123,11 @@ class Generator(nn.Module):
         self.register_buffer("rope", rope_table(angles), persistent=False)
 
     def forward(
-        self, z: Tensor, class_id: Tensor, truncation_psi: Tensor | None = None, stages: bool = False
+        self,
+        z: Tensor,
+        class_id: Tensor,
+        truncation_psi: Tensor | None = None,
+        stages: bool = False,
     ) -> Tensor:
         """Generate latents in one pass.
 
@@ -150,7 +154,7 @@ class Generator(nn.Module):
     def synthesis(self, w: Tensor) -> list[Tensor]:
         """Run the trunk on w [B, C]; return h_1..h_K, where h_k = h_{k-1} + unpatchify(head_k(u))."""
         config = self.config
-        w = w.to(self.heads[0].project.weight.dtype)
+        w = w.to(next(self.blocks.parameters()).dtype)  # half trunk, float32 mapping
         u = self.positions.to(w.dtype).expand(w.shape[0], -1, -1)
         blocks_per_stage = config.depth // config.stages
         outputs: list[Tensor] = []

@@ -149,9 +149,7 @@ class Attention(nn.Module):
             y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         else:
             parts = zip(q.split(groups, 2), k.split(groups, 2), v.split(groups, 2), strict=True)
-            y = torch.cat(
-                [functional.scaled_dot_product_attention(*part) for part in parts], dim=2
-            )
+            y = torch.cat([functional.scaled_dot_product_attention(*part) for part in parts], dim=2)
         return self.out(y.transpose(1, 2).flatten(2))
 
 

@@ -8,6 +8,7 @@ holds a path of this machine or a traceback.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from cat_serve.errors import CatServeError
+
+logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:cat-serve:problem:"
@@ -59,6 +62,11 @@ PROBLEMS: dict[str, Kind] = {
     "internal_error":      Kind(500, "Something unexpected happened"),
 }  # fmt: skip
 
+HINTS = {
+    "bad_body": 'send Content-Type: application/json and, for example, {"class": 7}',
+    "not_found": "see /docs",
+    "method_not_allowed": "see /docs",
+}
 HTTP_CODES = {400: "bad_body", 404: "not_found", 405: "method_not_allowed"}
 
 
@@ -132,11 +140,11 @@ def install(app: FastAPI, accepted: Mapping[str, str]) -> None:
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = HTTP_CODES.get(error.status_code, "internal_error")
-        kind = PROBLEMS[code]
-        hint = "see /docs" if kind.status in (404, 405) else None
-        return problem(request, code, f"{kind.title}.", hint=hint, headers=error.headers)
+        detail = f"{PROBLEMS[code].title}."
+        return problem(request, code, detail, hint=HINTS.get(code), headers=error.headers)
 
     async def on_unknown(request: Request, error: Exception) -> Response:
+        logger.error("request %s failed: %s", request.state.request_id, type(error).__name__)
         return problem(
             request, "internal_error", "The server failed.", hint="its log has the request id"
         )
@@ -170,11 +178,8 @@ def _explained(error: Mapping[str, Any], accepted: Mapping[str, str]) -> dict[st
             "accepted": known,
         }
     if where == "body" and name not in accepted:
-        return {
-            "code": "bad_body",
-            "detail": "The body is not a JSON object of parameters.",
-            "hint": "send Content-Type: application/json and, for example, {\"class\": 7}",
-        }  # fmt: skip
+        detail = f"{PROBLEMS['bad_body'].title}."
+        return {"code": "bad_body", "detail": detail, "hint": HINTS["bad_body"]}
     return {
         "code": f"bad_{name}",
         "detail": f"{name} {shown(error['input'])!r} is not {accepted[name]}.",

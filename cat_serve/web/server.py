@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from cat_serve.errors import CatServeError, MissingDependency
 from cat_serve.manifest import Artefact
-from cat_serve.service import Phase, Service
+from cat_serve.service import BackendFactory, Phase, Service
 from cat_serve.settings import Settings
 from cat_serve.web.app import create_app
 
@@ -59,7 +60,8 @@ def bind(host: str, port: int) -> socket.socket:
         MissingDependency: the port is taken, or the address is not this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio turns Nagle off (40 ms on kept connections) only if the protocol is named.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
@@ -78,24 +80,27 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(settings: Settings, artefacts: Mapping[str, Artefact]) -> None:
-    """Serve until a signal.
+def serve(
+    settings: Settings,
+    artefacts: Mapping[str, Artefact],
+    open_engine: BackendFactory | None = None,
+) -> None:
+    """Serve until a signal; the arguments are those of `create_app`.
 
     Raises:
         CatServeError: the port is taken, or a model cannot be served.
     """
     with bind(settings.host, settings.port) as listener:
-        failure = asyncio.run(_serve(settings, artefacts, listener))
+        failure = asyncio.run(
+            _serve(settings, create_app(settings, artefacts, open_engine), listener)
+        )
     if isinstance(failure, CatServeError):
         raise failure
     if failure is not None:
         raise CatServeError("The models could not be loaded; the log says why.") from failure
 
 
-async def _serve(
-    settings: Settings, artefacts: Mapping[str, Artefact], listener: socket.socket
-) -> Exception | None:
-    app = create_app(settings, artefacts)
+async def _serve(settings: Settings, app: FastAPI, listener: socket.socket) -> Exception | None:
     service: Service = app.state.service
     config = uvicorn.Config(
         app,

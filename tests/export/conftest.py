@@ -24,7 +24,9 @@ def make_checkpoint(path: Path, seed: int = 0) -> Path:
     generator.w_avg.normal_()
     vae = build_vae(VaeTraining(widths=(8, 8, 8)), 32)
     vae.register_to_config(scaling_factor=0.5)
-    save_checkpoint(path, Checkpoint("tiny-random", generator, vae.eval(), CLASS_NAMES, {"seed": seed}))
+    save_checkpoint(
+        path, Checkpoint("tiny-random", generator, vae.eval(), CLASS_NAMES, {"seed": seed})
+    )
     return path
 
 

@@ -223,7 +223,10 @@ def test_only_checkpoints_are_exported(tmp_path: Path) -> None:
 
 def test_probe_covers_every_class_and_three_psi() -> None:
     batch = probe_batch(10, (64,))
-    pairs = {(int(c), round(float(p), 3)) for c, p in zip(batch.class_id, batch.truncation_psi)}
+    pairs = {
+        (int(c), round(float(p), 3))
+        for c, p in zip(batch.class_id, batch.truncation_psi, strict=True)
+    }
     assert pairs == {(c, p) for c in range(10) for p in (1.0, 0.7, 0.0)}
     assert len(probe_batch(1000, (64,))) == 96
 

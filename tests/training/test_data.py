@@ -14,8 +14,7 @@ import torch
 
 import training.prepare as preparation
 from cat_serve.errors import DataError, MissingDependency
-from cat_serve.files import sha256_of
-from cat_serve.model.decoder import VAE_WEIGHTS_NAME, load_vae
+from cat_serve.model.decoder import load_vae, vae_sha256
 from training.data import Latents
 from training.fashion_mnist import CLASS_NAMES, load_split, read_idx, to_rgb32
 from training.prepare import prepare
@@ -149,7 +148,7 @@ def test_shards_hold_the_posterior_moments(
     index = Latents(tmp_path).index
     assert (index.count, index.latent_channels, index.latent_size) == (COUNT, 4, 8)
     assert (index.class_names, index.scaling_factor) == (CLASS_NAMES, 1.7)
-    assert index.vae_sha256 == sha256_of(vae_folder / VAE_WEIGHTS_NAME)
+    assert index.vae_sha256 == vae_sha256(load_vae(vae_folder))
     assert index.images == SOURCE
 
 
@@ -226,7 +225,7 @@ def test_another_vae_encodes_everything_anew(
     second = Latents(tmp_path / "both").index
     assert sum(encoded) == COUNT
     assert first.fingerprint != second.fingerprint
-    assert second.vae_sha256 == sha256_of(other / VAE_WEIGHTS_NAME)
+    assert second.vae_sha256 == vae_sha256(load_vae(other))
     run_prepare(other, photographs, tmp_path / "other")
     assert contents(tmp_path / "both") == contents(tmp_path / "other")
 

@@ -16,6 +16,7 @@ from cat_serve.model.checkpoint import load_checkpoint
 from training.config import PRESETS, TrainConfig, train_preset
 from training.train import build_parser, main, resolve_config
 
+ROOT = Path(__file__).parents[2]
 ConfigFactory = Callable[..., TrainConfig]
 
 
@@ -148,7 +149,7 @@ def test_latents_of_another_vae_are_refused(
 def test_process_ends_with_one_and_no_traceback(tmp_path: Path) -> None:
     flags = ["--preset", "none", "--data", ".", "--vae", ".", "--run", str(tmp_path / "run")]
     command = [sys.executable, "-m", "training.train", *flags]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.startswith(
         "error: No training preset 'none'.\n  hint: presets: fashion-32"
@@ -164,6 +165,6 @@ def test_help_needs_no_torch(module: str) -> None:
         "except SystemExit as end: sys.exit(end.code or 'torch' in sys.modules)"
     )
     command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0
     assert f"python -m training.{module}" in result.stdout

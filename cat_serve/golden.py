@@ -1,0 +1,53 @@
+"""The proof an engine gives before it may serve: the golden images, made again."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cat_serve.backends.base import Backend
+from cat_serve.contract import Batch
+from cat_serve.errors import ArtefactError, BadOutput
+from cat_serve.images import decode_png
+from cat_serve.manifest import Artefact
+
+
+def check_golden(backend: Backend) -> None:
+    """Make the golden images again, one row first so that both shapes are warm.
+
+    Raises:
+        ArtefactError: the golden file is missing or of another shape.
+        BadOutput: the engine's images differ by more than the manifest allows.
+    """
+    manifest = backend.artefact.manifest
+    golden = manifest.golden
+    expected = read_golden(backend.artefact)
+    batch = golden.batch(manifest.z_shape)
+    backend.run(Batch(batch.z[:1], batch.class_id[:1], batch.truncation_psi[:1]))
+    output = backend.run(batch)
+    levels = np.abs(output.images.astype(np.int16) - expected.astype(np.int16)).max()
+    if not output.ok.all() or levels > golden.max_levels:
+        raise BadOutput(
+            f"The model {manifest.model} on {backend.name} does not make its golden images: "
+            f"{levels} levels off, {(~output.ok).sum()} not ok; {golden.max_levels} levels are allowed.",
+            hint="export the model on this machine again: python -m export.onnx --help",
+            seeds=list(golden.seed),
+        )
+
+
+def read_golden(artefact: Artefact) -> np.ndarray:
+    """Return the golden images, uint8 [N, H, W, 3]; their file has them below each other.
+
+    Raises:
+        ArtefactError: no such file, or of another shape.
+    """
+    golden = artefact.manifest.golden
+    height, width = artefact.manifest.image_size
+    shape = (len(golden.seed), height, width, 3)
+    try:
+        stacked = decode_png((artefact.folder / golden.file).read_bytes())
+        return stacked.reshape(shape)
+    except (OSError, ValueError) as error:
+        raise ArtefactError(
+            f"The golden images of {artefact.manifest.model!r} are missing or not {list(shape)}.",
+            hint="restore the file, or export the model again: python -m export.onnx --help",
+        ) from error

@@ -1,0 +1,124 @@
+"""Toy models without an engine, the shipped model, and applications that run inside the test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cat_serve.backends.fake import FakeBackend
+from cat_serve.images import encode_png, grid
+from cat_serve.manifest import GOLDEN_NAME, Artefact, Golden, Manifest, load_artefact, record
+from cat_serve.settings import Settings
+from cat_serve.web.app import create_app
+
+TOY_CLASSES = ("Cat", "Sea_lion", "crane", "Ankle boot", "crane")
+
+AddModel = Callable[..., Artefact]
+
+
+def write_toy(folder: Path, class_names: tuple[str, ...], **changes: Any) -> Artefact:
+    """Write a version folder whose golden images are the fake engine's."""
+    golden = Golden(GOLDEN_NAME, (0, 1, len(class_names) - 1), (0, 1, 2), (1.0, 0.5, 0.0), 0)
+    values: dict[str, Any] = {
+        "model": folder.parent.name,
+        "files": {},
+        "class_names": class_names,
+        "z_shape": (6,),
+        "image_size": (8, 12),
+        "max_batch": 4,
+        "golden": golden,
+        "determinism": "bytes",
+    }
+    manifest = Manifest(**(values | changes))
+    folder.mkdir(parents=True, exist_ok=True)
+    output = FakeBackend(Artefact(folder, manifest, "")).run(golden.batch(manifest.z_shape))
+    (folder / GOLDEN_NAME).write_bytes(encode_png(grid(output.images, columns=1)))
+    files = {GOLDEN_NAME: record(folder / GOLDEN_NAME)}
+    Manifest(**(values | {"files": files} | changes)).save(folder)
+    return load_artefact(folder)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def add_model(repository: Path) -> AddModel:
+    """Add a version of a toy model to the repository."""
+
+    def add(
+        name: str = "toy",
+        class_names: tuple[str, ...] = TOY_CLASSES,
+        version: str = "1",
+        **changes: Any,
+    ) -> Artefact:
+        return write_toy(repository / name / version, class_names, **changes)
+
+    return add
+
+
+@pytest.fixture(scope="session")
+def shipped(project_root: Path) -> Artefact:
+    return load_artefact(project_root / "model_repository" / "fashion-32" / "1")
+
+
+@dataclass
+class Running:
+    """An application in this process, its engines by model name, and a client to it."""
+
+    client: httpx.AsyncClient
+    service: Any
+    engines: dict[str, FakeBackend]
+
+    @property
+    def engine(self) -> FakeBackend:
+        return next(iter(self.engines.values()))
+
+
+RunApp = Callable[..., AbstractAsyncContextManager[Running]]
+
+
+@pytest.fixture
+def run_app(repository: Path, add_model: AddModel) -> RunApp:
+    """Run the application on fake engines; the repository has one toy model unless the test made others."""
+
+    @asynccontextmanager
+    async def run(
+        wait: bool = True, prepare: Any = None, **settings: Any
+    ) -> AsyncIterator[Running]:
+        if not any(repository.iterdir()):
+            add_model()
+        engines: dict[str, FakeBackend] = {}
+
+        def open_engine(artefact: Artefact) -> FakeBackend:
+            engine = engines[artefact.manifest.model] = FakeBackend(artefact)
+            if prepare is not None:
+                prepare(engine)
+            return engine
+
+        app = create_app(Settings(model_repository=repository, **settings), open_engine=open_engine)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        ):
+            if wait:
+                await app.state.service.settled.wait()
+            yield Running(client, app.state.service, engines)
+
+    return run
+
+
+@pytest.fixture
+async def running(run_app: RunApp, anyio_backend: str) -> AsyncIterator[Running]:
+    async with run_app() as application:
+        yield application

@@ -1,0 +1,186 @@
+"""What a wrong request gets: a problem with a stable code, the value got and what is accepted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.anyio
+
+QUERIES = [
+    # query, code, a word of "accepted"
+    ("", "missing_parameter", "class"),
+    ("seed=1", "missing_parameter", "class"),
+    ("class=", "bad_class", "index"),
+    (f"class={'x' * 101}", "bad_class", "100 characters"),
+    ("class=207", "unknown_class", "from 0 to 4"),
+    ("class=5", "unknown_class", "from 0 to 4"),
+    ("class=-1", "unknown_class", "from 0 to 4"),
+    ("class=sea+loin", "unknown_class", "from 0 to 4"),
+    ("class=crane", "ambiguous_class", "[2, 4]"),
+    ("class=1&seed=-1", "bad_seed", "4294967295"),
+    ("class=1&seed=4294967296", "bad_seed", "4294967295"),
+    ("class=1&seed=1.5", "bad_seed", "integer"),
+    ("class=1&seed=abc", "bad_seed", "integer"),
+    ("class=1&seed=", "bad_seed", "integer"),
+    ("class=1&truncation_psi=1.01", "bad_truncation_psi", "0 to 1"),
+    ("class=1&truncation_psi=-0.01", "bad_truncation_psi", "0 to 1"),
+    ("class=1&truncation_psi=nan", "bad_truncation_psi", "0 to 1"),
+    ("class=1&truncation_psi=inf", "bad_truncation_psi", "0 to 1"),
+    ("class=1&truncation_psi=high", "bad_truncation_psi", "0 to 1"),
+    ("class=1&format=jpeg", "bad_format", "png"),
+    ("class=1&format=PNG", "bad_format", "png"),
+    ("class=1&steps=20", "unknown_parameter", "truncation_psi"),
+    ("class=1&Seed=1", "unknown_parameter", "seed"),
+    ("class=1&seed=1&seed=2", "repeated_parameter", "once"),
+]
+
+BODIES = [
+    ({}, "missing_parameter"),
+    ({"class": 207}, "unknown_class"),
+    ({"class": True}, "bad_class"),
+    ({"class": [1]}, "bad_class"),
+    ({"class": 1.5}, "bad_class"),
+    ({"class": 1, "seed": True}, "bad_seed"),
+    ({"class": 1, "seed": 10**40}, "bad_seed"),
+    ({"class": 1, "seed": {}}, "bad_seed"),
+    ({"class": 1, "truncation_psi": False}, "bad_truncation_psi"),
+    ({"class": 1, "truncation_psi": float("nan")}, "bad_truncation_psi"),
+    ({"class": 1, "format": "webp"}, "bad_format"),
+    ({"class": 1, "model": ""}, "bad_model"),
+    ({"class": 1, "steps": 20}, "unknown_parameter"),
+    ({"class": "\ud800"}, "unknown_class"),
+    ([1], "bad_body"),
+    ("class", "bad_body"),
+]
+
+
+@pytest.fixture
+async def client(running: Any) -> AsyncIterator[Any]:
+    """A client; afterwards no engine may have been asked for anything but its golden images."""
+    yield running.client
+    assert len(running.engine.batches) == 2
+
+
+def problem_of(answer: Any, status: int, code: str) -> dict[str, Any]:
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = answer.json()
+    assert (answer.status_code, problem["status"], problem["code"]) == (status, status, code)
+    assert problem["type"] == f"urn:cat-serve:problem:{code}"
+    assert problem["title"]
+    assert problem["detail"]
+    assert problem["request_id"] == answer.headers["x-request-id"]
+    return problem
+
+
+@pytest.mark.parametrize(("query", "code", "accepted"), QUERIES)
+async def test_wrong_query_is_refused(client: Any, query: str, code: str, accepted: str) -> None:
+    problem = problem_of(await client.post(f"/generate?{query}"), 422, code)
+    assert accepted in str(problem["accepted"])
+    assert code == "missing_parameter" or "got" in problem
+
+
+@pytest.mark.parametrize(("body", "code"), BODIES, ids=str)
+async def test_wrong_body_is_refused(client: Any, body: Any, code: str) -> None:
+    headers = {"content-type": "application/json"}
+    answer = await client.post("/generate", content=json.dumps(body), headers=headers)
+    problem_of(answer, 422, code)
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"\xff\xfe", b"[" * 60000, b'{"class": ' + b"9" * 5000 + b"}"]
+)
+async def test_body_that_cannot_be_parsed_is_refused(client: Any, content: bytes) -> None:
+    headers = {"content-type": "application/json"}
+    problem = problem_of(
+        await client.post("/generate", content=content, headers=headers), 422, "bad_body"
+    )
+    assert "application/json" in problem["hint"]
+
+
+async def test_body_of_another_type_is_refused(client: Any) -> None:
+    problem = problem_of(await client.post("/generate", data={"class": "1"}), 422, "bad_body")
+    assert "application/json" in problem["hint"]
+
+
+async def test_query_and_body_at_once_are_refused(client: Any) -> None:
+    answer = await client.post("/generate?class=1", json={"seed": 1})
+    problem_of(answer, 422, "query_and_body")
+
+
+async def test_every_wrong_field_is_listed(client: Any) -> None:
+    answer = await client.post("/generate?class=1&seed=-1&format=gif")
+    problem = problem_of(answer, 422, "bad_seed")
+    assert problem["got"] == "-1"
+    assert [error["code"] for error in problem["errors"]] == ["bad_seed", "bad_format"]
+
+
+async def test_unknown_model_is_404_with_the_names_there_are(client: Any) -> None:
+    problem = problem_of(await client.post("/generate?class=1&model=other"), 404, "unknown_model")
+    assert problem["accepted"] == ["toy"]
+
+
+async def test_class_207_of_a_small_model_says_what_there_is(client: Any) -> None:
+    problem = problem_of(await client.post("/generate?class=207"), 422, "unknown_class")
+    assert problem["got"] == 207
+    assert [entry["name"] for entry in problem["classes"]][:2] == ["Cat", "Sea_lion"]
+    assert problem["models_with_class"] == []
+    assert "cat-m2-256" in problem["hint"]
+
+
+async def test_class_of_another_model_is_told(run_app: Any, add_model: Any) -> None:
+    add_model("fashion-32")
+    add_model("big", tuple(f"thing {i}" for i in range(300)))
+    async with run_app() as running:
+        problem = problem_of(await running.client.post("/generate?class=207"), 422, "unknown_class")
+        assert problem["models_with_class"] == ["big"]
+
+
+@pytest.mark.parametrize("size", [65 * 1024, 10**7])
+async def test_large_body_is_refused_by_its_length(client: Any, size: int) -> None:
+    headers = {"content-type": "application/json"}
+    answer = await client.post("/generate", content=b" " * size, headers=headers)
+    assert "65536" in problem_of(answer, 413, "body_too_large")["accepted"]
+
+
+async def test_large_body_without_a_length_is_refused_while_it_arrives(client: Any) -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while sent < 10**7:
+            sent += 1024
+            yield b" " * 1024
+
+    headers = {"content-type": "application/json"}
+    answer = await client.post("/generate", content=endless(), headers=headers)
+    problem_of(answer, 413, "body_too_large")
+    assert sent < 10**5
+
+
+async def test_body_of_the_largest_size_is_read(running: Any) -> None:
+    content = b'{"class": 1}'.ljust(64 * 1024)
+    headers = {"content-type": "application/json"}
+    answer = await running.client.post("/generate", content=content, headers=headers)
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/classes?x=1", "/models?x=1", "/healthz?x=1", "/readyz?x=1"])
+async def test_unknown_query_parameter_is_refused_everywhere(client: Any, path: str) -> None:
+    assert problem_of(await client.get(path), 422, "unknown_parameter")["got"] == "x"
+
+
+async def test_unknown_address_and_wrong_method_are_problems(client: Any) -> None:
+    problem_of(await client.get("/nothing"), 404, "not_found")
+    answer = await client.get("/generate?class=1")
+    problem_of(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "POST"
+
+
+async def test_long_values_are_cut_in_the_answer(client: Any) -> None:
+    answer = await client.post("/generate", params={"class": "1", "format": "x" * 5000})
+    problem_of(answer, 422, "bad_format")
+    assert len(answer.content) < 2000
