@@ -40,6 +40,7 @@ class Classifier(nn.Module):
         )
         self.dropout = nn.Dropout(0.3)
         self.output = nn.Linear(128 * 4 * 4, num_classes)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a quarter quicker
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B, classes] of float32 [B, 1, 32, 32] in 0..1."""
@@ -74,7 +75,6 @@ def train_classifier(images: np.ndarray, labels: np.ndarray, num_classes: int) -
 
 
 def _fit(model: Classifier, images: np.ndarray, targets: Tensor) -> None:
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a quarter quicker
     size = min(BATCH_SIZE, len(images))
     steps = len(images) // size
     optimizer = torch.optim.AdamW(model.parameters(), lr=MAX_LR, weight_decay=0.01)

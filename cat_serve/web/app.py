@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from cat_serve import __version__
 from cat_serve.backends import open_backend
@@ -55,7 +56,7 @@ def create_app(
         settings.concurrency,
         settings.max_waiting,
     )
-    app = FastAPI(
+    app: FastAPI = FastAPIOffline(  # the documentation page must not need other hosts
         title="cat-serve", version=__version__, description=DESCRIPTION, lifespan=_lifespan
     )
     app.state.service = service

@@ -162,28 +162,25 @@ def test_a_corrupted_weight_fails_parity_and_leaves_no_artefact(
     assert list(tmp_path.rglob("*.*")) == []
 
 
-def test_a_new_export_replaces_the_old_one_and_keeps_its_card(
-    checkpoint_path: Path, version_folder: Path, tmp_path: Path
+def test_the_command_replaces_the_old_export_and_keeps_its_card(
+    checkpoint_path: Path,
+    version_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    target = tmp_path / "tiny-random" / "1"
+    target = tmp_path / "tiny-random" / "3"
     shutil.copytree(version_folder, target)
     (target / "card.md").write_text("measured")
     (target / "stale.txt").write_text("old")
-    assert export(checkpoint_path, tmp_path) == target
+    assert main([str(checkpoint_path), "--repository", str(tmp_path), "--version", "3"]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["folder"] == str(target)
+    assert summary["version"] == load_artefact(target).version
     assert (target / "card.md").read_text() == "measured"
     assert sorted(path.name for path in target.iterdir()) == [
         "card.md", "golden.png", "manifest.json", "model.onnx",
     ]  # fmt: skip
     assert load_artefact(target).version == load_artefact(version_folder).version
-
-
-def test_command_prints_one_line_of_json(
-    checkpoint_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([str(checkpoint_path), "--repository", str(tmp_path), "--version", "3"]) == 0
-    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert summary["folder"] == str(tmp_path / "tiny-random" / "3")
-    assert summary["version"] == load_artefact(Path(summary["folder"])).version
 
 
 def test_a_missing_checkpoint_is_one_clear_line(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 import threading
 import time
 from typing import Any
@@ -69,6 +70,15 @@ async def test_root_leads_to_the_documentation(running: Any) -> None:
     answer = await running.client.get("/", follow_redirects=True)
     assert answer.url.path == "/docs"
     assert answer.status_code == 200
+
+
+async def test_documentation_needs_no_other_host(running: Any) -> None:
+    page = (await running.client.get("/docs")).text
+    assets = re.findall(r"""(?:src|href)=["']([^"']+)["']""", page)
+    assert len(assets) >= 3
+    for asset in assets:
+        assert asset.startswith("/"), asset
+        assert (await running.client.get(asset)).status_code == 200
 
 
 @pytest.mark.parametrize("given", ["abc-123", "a.b_c:d", "x" * 64])

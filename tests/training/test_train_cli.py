@@ -115,7 +115,7 @@ def test_command_trains_and_goes_on(
         (["--preset", "cat-xxl"], "No training preset 'cat-xxl'"),
         (["--preset", "cat-s2-256", "--width", "384"], "cat-s2-256 wants (1000, 4, 32)"),
         (["--data", "nowhere"], "nowhere holds no prepared data"),
-        (["--vae", "nowhere"], "nowhere is not a VAE folder"),
+        (["--vae", "nowhere"], "There is no checkpoint nowhere"),
         (["--width", "30"], "width 30"),
         (["--batch-size", "-8"], "batch_size -8"),
         (["--log-nimg", "0"], "at least 1"),
@@ -143,7 +143,7 @@ def test_latents_of_another_vae_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main([*arguments, "--vae", str(make_vae_folder(1))]) == 1
-    assert "was encoded by another VAE" in capsys.readouterr().err
+    assert "were encoded by another VAE" in capsys.readouterr().err
 
 
 def test_process_ends_with_one_and_no_traceback(tmp_path: Path) -> None:
