@@ -94,8 +94,8 @@ def augment_teacher_images(images: Tensor, drawn: Draw, latent_side: int) -> Ten
         latent_side: the side of the grid that `drawn` was made for.
 
     Returns:
-        The same shape. What comes in from outside is 0, grey: the latents get their mean there, zero, and
-        a teacher's normalised input is near its mean, too. Black would be an object's colour.
+        The same shape. What comes in from outside is 0, grey: as in the latents it is about the mean of the
+        data, and a teacher's normalised input is near zero there (GAT fills with ImageNet's mean colour).
     """
     side = images.shape[-1]
     cell_px, rest = divmod(side, latent_side)
@@ -104,7 +104,7 @@ def augment_teacher_images(images: Tensor, drawn: Draw, latent_side: int) -> Ten
             f"Images {list(images.shape)} cannot follow shifts on a grid of {latent_side}.",
             hint="square images whose side is a multiple of the grid's",
         )
-    mirrored = torch.where(drawn.flip.to(images.device).view(-1, 1, 1, 1), images.flip(-1), images)
+    mirrored = torch.where(drawn.flip.to(images.device).view(-1, 1, 1, 1), images.flip(-2), images)
     return _moved(mirrored, drawn.shift_row * cell_px, drawn.shift_column * cell_px)
 
 
@@ -116,6 +116,6 @@ def _moved(x: Tensor, shift_row: Tensor, shift_column: Tensor) -> Tensor:
     sample = torch.arange(len(x), device=x.device)[:, None, None]
     row, column = rows.clamp(0, side - 1)[:, :, None], columns.clamp(0, side - 1)[:, None, :]
     moved = x.permute(0, 2, 3, 1)[sample, row, column].permute(0, 3, 1, 2)
-    inside = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
-    keep = inside[0][:, None, :, None] & inside[1][:, None, None, :]
-    return torch.where(keep, moved, torch.zeros((), dtype=x.dtype, device=x.device))
+    row_inside, column_inside = ((at >= 0) & (at < side) for at in (rows, columns))
+    inside = row_inside[:, None, :, None] & column_inside[:, None, None, :]
+    return torch.where(inside, moved, torch.zeros((), dtype=x.dtype, device=x.device))
