@@ -90,7 +90,7 @@ def _colour(x: Tensor, drawn: Draw) -> Tensor:
 
 
 def _flip(x: Tensor, drawn: Draw) -> Tensor:
-    return torch.where(drawn.flip.view(-1, 1, 1, 1, 1), x.flip(-1), x)
+    return torch.where(drawn.flip.to(x.device).view(-1, 1, 1, 1, 1), x.flip(-1), x)
 
 
 def _translate(x: Tensor, drawn: Draw) -> Tensor:

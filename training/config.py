@@ -12,6 +12,7 @@ from cat_serve.model.config import GeneratorConfig, generator_preset
 from training.augment import Resize
 from training.discriminator import DiscriminatorConfig
 from training.losses import Consistency
+from training.representation import Representation
 
 BASE_LR = 2e-4
 BASE_BATCH = 512
@@ -39,6 +40,7 @@ class TrainConfig:
     gamma_final: float | None = None
     gamma_anneal_nimg: int = 0
     consistency: Consistency = field(default_factory=Consistency)
+    representation: Representation = field(default_factory=Representation)
     resize: Resize = "area"
     seed: int = 0
 
@@ -75,11 +77,12 @@ class TrainConfig:
             "generator": GeneratorConfig.from_dict(values["generator"]),
             "discriminator": DiscriminatorConfig.from_dict(values["discriminator"]),
             "consistency": Consistency(**values["consistency"]),
+            "representation": Representation(**values["representation"]),
         }
         return cls(**(dict(values) | parts))
 
 
-# ImageNet at 256 px: a discriminator of size B for every generator; 40 epochs, H 60.
+# ImageNet at 256 px: a discriminator of size B for every generator, DINOv2 as teacher; 40 epochs, H 60.
 # preset          generator  epochs
 _IMAGENET = {
     "cat-s2-256":  (     "S",     40),
@@ -123,6 +126,7 @@ def train_preset(name: str) -> TrainConfig:
             name=name,
             generator=generator_preset(size),
             discriminator=DiscriminatorConfig(),
+            representation=Representation("dinov2-vitb14"),
             total_nimg=epochs * IMAGENET_NIMG,
         )
     raise InvalidInput(f"No training preset {name!r}.", hint=f"presets: {', '.join(PRESETS)}")

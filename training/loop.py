@@ -24,7 +24,9 @@ from training.data import Latents
 from training.discriminator import Discriminator
 from training.ema import ema_decay, update_ema
 from training.objective import Losses, Objective
+from training.photographs import Photographs
 from training.preview import save_previews
+from training.representation import open_alignment
 from training.state import load_state, save_state
 from training.streams import shuffled_indices, stream_at
 
@@ -39,13 +41,23 @@ class Run:
     Args:
         folder: made if it is not there; an unfinished run in it goes on.
         vae_path: the VAE that encoded `data` (a folder or a checkpoint); it travels inside the checkpoint.
+        photographs: where the data set's files are, for a teacher.
+        teacher_weights: a local folder of the teacher's weights.
 
     Raises:
         DataError: the data do not fit the configuration, or were encoded by another VAE.
         CheckpointError: the folder's state belongs to another run.
     """
 
-    def __init__(self, config: TrainConfig, data: Latents, vae_path: Path, folder: Path) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: Latents,
+        vae_path: Path,
+        folder: Path,
+        photographs: Path | None = None,
+        teacher_weights: Path | None = None,
+    ) -> None:
         self.config, self.data, self.folder = config, data, folder
         _require_fit(config, data)
         self.vae = open_vae(vae_path)
@@ -59,11 +71,15 @@ class Run:
         self.generator = Generator(config.generator)
         self.discriminator = Discriminator(config.discriminator)
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
-        self.objective = Objective(self.generator, self.discriminator, config)
+        width = config.discriminator.width
+        self.alignment = open_alignment(config.representation, width, teacher_weights)
+        self.photographs = Photographs(data, photographs) if self.alignment else None
+        self.critic = nn.ModuleDict({"discriminator": self.discriminator})  # what D's step trains
+        if self.alignment:
+            self.critic["projector"] = self.alignment.projector
+        self.objective = Objective(self.generator, self.discriminator, config, self.alignment)
         self.generator_optimizer = self._optimizer(self.generator, config.generator.width)
-        self.discriminator_optimizer = self._optimizer(
-            self.discriminator, config.discriminator.width
-        )
+        self.discriminator_optimizer = self._optimizer(self.critic, width)
         self.nimg = 0
         self.seconds = 0.0
         if self.state_path.exists():
@@ -87,12 +103,11 @@ class Run:
         index = shuffled_indices(config.seed, len(self.data), position, config.batch_size)
         x_real, y = self.data.batch(index, stream_at(config.seed, "posterior", position))
 
+        photographs = self.photographs.batch(index) if self.photographs else None
         d_losses = self.objective.discriminator_step(
-            x_real, y, stream_at(config.seed, "d", position), position
+            x_real, y, stream_at(config.seed, "d", position), position, photographs
         )
-        d_norm = self._descend(
-            d_losses["d_total"], self.discriminator, self.discriminator_optimizer
-        )
+        d_norm = self._descend(d_losses["d_total"], self.critic, self.discriminator_optimizer)
         g_losses = self.objective.generator_step(x_real, y, stream_at(config.seed, "g", position))
         g_norm = self._descend(g_losses["g_total"], self.generator, self.generator_optimizer)
 
@@ -106,7 +121,7 @@ class Run:
         loss.backward()
         norm = float(nn.utils.clip_grad_norm_(module.parameters(), CLIP_NORM))
         if not math.isfinite(norm):
-            who = type(module).__name__.lower()
+            who = "generator" if module is self.generator else "discriminator"
             raise TrainingDiverged(
                 f"The {who}'s gradient is not finite after {self.nimg:,} images "
                 f"(loss {float(loss.detach())}).",
@@ -188,7 +203,7 @@ class Run:
             "nimg": self.nimg,
             "seconds": self.seconds,
             "generator": self.generator.state_dict(),
-            "discriminator": self.discriminator.state_dict(),
+            "critic": self.critic.state_dict(),
             "ema": self.ema.state_dict(),
             "generator_optimizer": _moments(self.generator_optimizer),
             "discriminator_optimizer": _moments(self.discriminator_optimizer),
@@ -196,7 +211,7 @@ class Run:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.nimg, self.seconds = state["nimg"], state["seconds"]
-        for name in ("generator", "discriminator", "ema"):
+        for name in ("generator", "critic", "ema"):
             getattr(self, name).load_state_dict(state[name])
         _restore_moments(self.generator_optimizer, state["generator_optimizer"])
         _restore_moments(self.discriminator_optimizer, state["discriminator_optimizer"])

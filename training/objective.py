@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cat_serve.errors import InvalidInput
 from cat_serve.model.generator import Generator
-from training.augment import augment, draw, to_scales
+from training.augment import Draw, augment, draw, to_scales
 from training.config import TrainConfig
 from training.discriminator import Discriminator
 from training.losses import (
@@ -21,6 +22,7 @@ from training.losses import (
     discriminator_loss,
     generator_loss,
 )
+from training.representation import Alignment
 
 Losses = dict[str, Tensor]
 
@@ -32,39 +34,53 @@ class Objective:
     generator: Generator
     discriminator: Discriminator
     config: TrainConfig
+    alignment: Alignment | None = None
 
     def discriminator_step(
-        self, x_real: Tensor, y: Tensor, rng: torch.Generator, nimg: int = 0
+        self,
+        x_real: Tensor,
+        y: Tensor,
+        rng: torch.Generator,
+        nimg: int = 0,
+        photographs: Tensor | None = None,
     ) -> Losses:
-        """Return D's losses: adversarial + gamma/2 (R1 + R2). The generator gets no gradient.
+        """Return D's losses: adversarial + gamma/2 (R1 + R2) + REPA. The generator gets no gradient.
 
         Args:
             x_real: latents [B, C, H, W]; y: int64 [B]; B a multiple of 4.
             rng: where z, augmentation and penalty noise are drawn from.
             nimg: images seen so far, for the schedule of gamma.
+            photographs: float32 [B, 3, H, W] in -1..1, for the teacher where there is one.
         """
         z = self.draw_z(len(y), rng)
         with torch.no_grad():
             fake = self.generator(z, y, stages=True)
-        real_images = self.judged(x_real.unsqueeze(1), rng)
-        fake_images = self.judged(fake, rng)
+        drawn = self.draw(len(y), rng)
+        real_images = self.judged(x_real.unsqueeze(1), drawn)
+        fake_images = self.judged(fake, self.draw(len(y), rng))
 
         quarter = slice(None, None, PENALTY_EVERY)
         noised_real = add_penalty_noise([x[quarter] for x in real_images], rng)
         noised_fake = add_penalty_noise([x[quarter] for x in fake_images], rng)
         batches = (real_images, fake_images, noised_real, noised_fake)
         labels = torch.cat([y, y, y[quarter], y[quarter]])
-        logits = self.discriminator(
-            [torch.cat(scale) for scale in zip(*batches, strict=True)], labels
-        )
+        tokens = self.discriminator.tokens([torch.cat(x) for x in zip(*batches, strict=True)])
+        logits = self.discriminator.logits(tokens, labels)
         real, fake, real_noised, fake_noised = logits.split([len(x[0]) for x in batches])
 
         adversarial = discriminator_loss(real, fake)
         r1 = approximate_penalty(real[quarter], real_noised)
         r2 = approximate_penalty(fake[quarter], fake_noised)
         total = adversarial + self.config.gamma_at(nimg) / 2 * (r1 + r2)
-        margin = (real - fake).mean()
-        return {"d_total": total, "d_adv": adversarial, "r1": r1, "r2": r2, "margin": margin}
+        losses = {"d_adv": adversarial, "r1": r1, "r2": r2, "margin": (real - fake).mean()}
+        if self.alignment is not None:
+            if photographs is None:
+                raise InvalidInput("A teacher needs the photographs of the latents.")
+            losses["repa"] = self.alignment.loss(
+                self.discriminator, tokens[: len(y)], photographs, drawn
+            )
+            total = total + self.alignment.weight * losses["repa"]
+        return {"d_total": total} | losses
 
     def generator_step(self, x_real: Tensor, y: Tensor, rng: torch.Generator) -> Losses:
         """Return G's losses: adversarial + lambda * consistency. The discriminator gets no gradient."""
@@ -73,18 +89,22 @@ class Objective:
         stages = torch.stack(self.generator.synthesis(w), dim=1)
         self.generator.update_w_avg(w, y)
         with torch.no_grad():
-            logits_real = self.discriminator(self.judged(x_real.unsqueeze(1), rng), y)
+            real_images = self.judged(x_real.unsqueeze(1), self.draw(len(y), rng))
+            logits_real = self.discriminator(real_images, y)
         with frozen(self.discriminator):
-            logits_fake = self.discriminator(self.judged(stages, rng), y)
+            logits_fake = self.discriminator(self.judged(stages, self.draw(len(y), rng)), y)
         adversarial = generator_loss(logits_real, logits_fake)
         options, scales = self.config.consistency, self.config.generator.scales
         consistency = consistency_loss(stages, options, scales, self.config.resize)
         total = adversarial + options.weight * consistency
         return {"g_total": total, "g_adv": adversarial, "consistency": consistency}
 
-    def judged(self, stages: Tensor, rng: torch.Generator) -> list[Tensor]:
-        """Augment [B, K, C, H, W] (or [B, 1, ...] for photographs) and resize to what D looks at."""
-        drawn = draw(len(stages), self.config.generator.latent_size, rng)
+    def draw(self, batch: int, rng: torch.Generator) -> Draw:
+        """Draw one augmentation for each sample."""
+        return draw(batch, self.config.generator.latent_size, rng)
+
+    def judged(self, stages: Tensor, drawn: Draw) -> list[Tensor]:
+        """Augment [B, K, C, H, W] (or [B, 1, ...] for real images) and resize to what D looks at."""
         return to_scales(augment(stages, drawn), self.config.generator.scales, self.config.resize)
 
     def draw_z(self, batch: int, rng: torch.Generator) -> Tensor:

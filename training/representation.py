@@ -7,6 +7,8 @@ full-resolution group; the teacher sees the photograph moved and mirrored as the
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +18,18 @@ from cat_serve.errors import InvalidInput
 from cat_serve.model.layers import linear
 from training.augment import Draw
 from training.discriminator import Discriminator
-from training.teacher import Features
+from training.teacher import Features, Teacher, open_teacher
 
 PROJECTOR_WIDTH = 2048
+
+
+@dataclass(frozen=True)
+class Representation:
+    """Options of the alignment; without a teacher there is none."""
+
+    teacher: str = "none"
+    weight: float = 1.0
+    projector_width: int = PROJECTOR_WIDTH
 
 
 class Projector(nn.Module):
@@ -50,11 +61,10 @@ def full_resolution_tokens(discriminator: Discriminator, tokens: Tensor) -> Tens
 
 
 def representation_loss(projected: Tensor, features: Features) -> Tensor:
-    """L = 1/2 (1 - cos(p_cls, t_cls)) + 1/2 mean_n (1 - cos(p_n, t_n)), 0 (aligned) to 2 (opposite).
+    """L = (1 - cos(p_cls, t_cls)) + mean_n (1 - cos(p_n, t_n)), 0 (aligned) to 4 (opposite).
 
     REPA (arXiv 2410.06940), equation 8, has the patches alone and no constant. GAT (arXiv 2509.24935) adds
-    the CLS token, which weighs as much as all patches together. Deviation: GAT takes the sum of the two
-    terms, here it is their mean, so that GAT's weight of 1 is a weight of 2 here.
+    the CLS token, which weighs as much as all patches together.
 
     Args:
         projected: [B, 1 + N, W], CLS first, then the patches of a square grid row by row.
@@ -68,7 +78,7 @@ def representation_loss(projected: Tensor, features: Features) -> Tensor:
             hint="[B, 1 + side * side, the teacher's width]",
         )
     distance = 1 - functional.cosine_similarity(projected.float(), target.detach(), dim=-1)
-    return (distance[:, 0].mean() + distance[:, 1:].mean()) / 2
+    return distance[:, 0].mean() + distance[:, 1:].mean()
 
 
 def _patches_on(features: Features, side: int) -> Tensor:
@@ -104,7 +114,7 @@ def augment_teacher_images(images: Tensor, drawn: Draw, latent_side: int) -> Ten
             f"Images {list(images.shape)} cannot follow shifts on a grid of {latent_side}.",
             hint="square images whose side is a multiple of the grid's",
         )
-    mirrored = torch.where(drawn.flip.to(images.device).view(-1, 1, 1, 1), images.flip(-2), images)
+    mirrored = torch.where(drawn.flip.to(images.device).view(-1, 1, 1, 1), images.flip(-1), images)
     return _moved(mirrored, drawn.shift_row * cell_px, drawn.shift_column * cell_px)
 
 
@@ -119,3 +129,38 @@ def _moved(x: Tensor, shift_row: Tensor, shift_column: Tensor) -> Tensor:
     row_inside, column_inside = ((at >= 0) & (at < side) for at in (rows, columns))
     inside = row_inside[:, None, :, None] & column_inside[:, None, None, :]
     return torch.where(inside, moved, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+class Alignment:
+    """A frozen teacher and the projector that learns to speak its language.
+
+    Args:
+        width: of the discriminator.
+        options: with a teacher; `none` has no alignment.
+    """
+
+    def __init__(self, teacher: Teacher, width: int, options: Representation) -> None:
+        self.teacher = teacher
+        self.weight = options.weight
+        self.projector = Projector(width, teacher.width, options.projector_width)
+
+    def loss(
+        self, discriminator: Discriminator, tokens: Tensor, photographs: Tensor, drawn: Draw
+    ) -> Tensor:
+        """Return the unweighted loss of real images.
+
+        Args:
+            tokens: of the real images, [B, N, C], from `Discriminator.tokens`.
+            photographs: float32 [B, 3, H, H] in -1..1, and the draw that their latents got.
+        """
+        seen = augment_teacher_images(photographs, drawn, discriminator.config.latent_size)
+        own = full_resolution_tokens(discriminator, tokens)
+        return representation_loss(self.projector(own), self.teacher(seen))
+
+
+def open_alignment(
+    options: Representation, width: int, weights: Path | None = None
+) -> Alignment | None:
+    """Open the teacher that the options name; None if they name none."""
+    teacher = open_teacher(options.teacher, weights=weights)
+    return None if teacher is None else Alignment(teacher, width, options)

@@ -46,6 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--gamma-anneal-nimg", type=int, help="images over which it falls")
     parser.add_argument("--lambda", dest="consistency", type=float, metavar="LAMBDA",
                         help="weight of the consistency loss (0 is the paper's control)")  # fmt: skip
+    parser.add_argument("--teacher", help="none, efficientnet-lite0 or dinov2-vitb14")
+    parser.add_argument(
+        "--teacher-weights", type=Path, help="local folder of the teacher's weights"
+    )
+    parser.add_argument("--photographs", type=Path, help="folder of the data set, for the teacher")
     parser.add_argument("--width", type=int, help="of generator and discriminator")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
@@ -68,6 +73,10 @@ def resolve_config(arguments: argparse.Namespace) -> TrainConfig:
     if arguments.consistency is not None:
         config = replace(
             config, consistency=replace(config.consistency, weight=arguments.consistency)
+        )
+    if arguments.teacher is not None:
+        config = replace(
+            config, representation=replace(config.representation, teacher=arguments.teacher)
         )
     if arguments.gamma is not None:
         config = replace(config, gamma_final=None)
@@ -96,7 +105,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = resolve_config(arguments)
         data = Latents(arguments.data)
-        run = Run(config, data, arguments.vae, arguments.run)
+        run = Run(
+            config,
+            data,
+            arguments.vae,
+            arguments.run,
+            arguments.photographs,
+            arguments.teacher_weights,
+        )
         run.train(arguments.snapshot_nimg, arguments.log_nimg)
     except CatServeError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -71,8 +71,9 @@ def test_discriminator_step_equals_four_separate_judgements(
     rng = stream_at(0, "d", 0)  # the same draws in the same order
     z = torch.randn(8, 64, generator=rng)
     judge = objective.discriminator
-    real_images = objective.judged(x_real[:, None], rng)
-    fake_images = objective.judged(objective.generator(z, y, stages=True), rng)
+    real_images = objective.judged(x_real[:, None], objective.draw(len(y), rng))
+    stages = objective.generator(z, y, stages=True)
+    fake_images = objective.judged(stages, objective.draw(len(y), rng))
     fourth = [0, 4]
     noised_real = add_penalty_noise([x[fourth] for x in real_images], rng)
     noised_fake = add_penalty_noise([x[fourth] for x in fake_images], rng)
@@ -103,8 +104,9 @@ def test_generator_step_equals_separate_judgements(
     rng = stream_at(0, "g", 0)
     z = torch.randn(8, 64, generator=rng)
     stages = objective.generator(z, y, stages=True)
-    real = objective.discriminator(objective.judged(x_real[:, None], rng), y)
-    fake = objective.discriminator(objective.judged(stages, rng), y)
+    real_images = objective.judged(x_real[:, None], objective.draw(len(y), rng))
+    real = objective.discriminator(real_images, y)
+    fake = objective.discriminator(objective.judged(stages, objective.draw(len(y), rng)), y)
     distances = [(stages[:, k] - stages[:, 2]).square().mean() for k in range(2)]
     torch.testing.assert_close(losses["g_adv"], -nn.functional.logsigmoid(fake - real).mean())
     torch.testing.assert_close(losses["consistency"], (distances[0] / 2 + distances[1]) / 2)
