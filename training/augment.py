@@ -20,6 +20,7 @@ TRANSLATION = 1 / 8
 CUTOUT = 1 / 2
 
 Resize = Literal["area", "bilinear"]
+Fill = Literal["zero", "edge"]
 
 
 @dataclass(frozen=True)
@@ -59,17 +60,19 @@ def draw(batch: int, side: int, generator: torch.Generator) -> Draw:
     )
 
 
-def augment(stages: Tensor, drawn: Draw) -> Tensor:
+def augment(stages: Tensor, drawn: Draw, fill: Fill = "zero") -> Tensor:
     """Apply one draw to all stages of each sample.
 
     Args:
         stages: [B, K, C, H, W]; the last stage is the final image.
         drawn: a draw for B samples on a grid of H = W.
+        fill: what a translation brings in: zero (DiffAugment), or the cells at the edge again. A zero latent
+            is no background, and on a tiny grid a generator may learn to make the zero border itself.
 
     Returns:
         The same shape; differentiable in `stages`.
     """
-    return _cutout(_translate(_flip(_colour(stages, drawn), drawn), drawn), drawn)
+    return _cutout(_translate(_flip(_colour(stages, drawn), drawn), drawn, fill), drawn)
 
 
 def _each(values: Tensor, like: Tensor) -> Tensor:
@@ -93,11 +96,12 @@ def _flip(x: Tensor, drawn: Draw) -> Tensor:
     return torch.where(drawn.flip.to(x.device).view(-1, 1, 1, 1, 1), x.flip(-1), x)
 
 
-def _translate(x: Tensor, drawn: Draw) -> Tensor:
-    """Shift by whole cells; what comes in from outside is zero."""
+def _translate(x: Tensor, drawn: Draw, fill: Fill) -> Tensor:
+    """Shift by whole cells."""
     batch, stages, channels, side, _ = x.shape
     reach = round(side * TRANSLATION)
-    padded = functional.pad(x.flatten(1, 2), (reach, reach, reach, reach))
+    mode = "constant" if fill == "zero" else "replicate"
+    padded = functional.pad(x.flatten(1, 2), (reach, reach, reach, reach), mode)
     cells = torch.arange(side)
     rows = (cells + reach - drawn.shift_row[:, None]).to(x.device)
     columns = (cells + reach - drawn.shift_column[:, None]).to(x.device)

@@ -9,7 +9,7 @@ from typing import Any
 
 from cat_serve.errors import InvalidInput
 from cat_serve.model.config import GeneratorConfig, generator_preset
-from training.augment import Resize
+from training.augment import Fill, Resize
 from training.discriminator import DiscriminatorConfig
 from training.losses import Consistency
 from training.representation import Representation
@@ -42,6 +42,7 @@ class TrainConfig:
     consistency: Consistency = field(default_factory=Consistency)
     representation: Representation = field(default_factory=Representation)
     resize: Resize = "area"
+    translation_fill: Fill = "zero"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -109,6 +110,7 @@ def _fashion_32() -> TrainConfig:
         gamma=0.01,
         gamma_final=0.001,
         gamma_anneal_nimg=200_000,
+        translation_fill="edge",
     )
 
 

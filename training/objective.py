@@ -77,7 +77,11 @@ class Objective:
             if photographs is None:
                 raise InvalidInput("A teacher needs the photographs of the latents.")
             losses["repa"] = self.alignment.loss(
-                self.discriminator, tokens[: len(y)], photographs, drawn
+                self.discriminator,
+                tokens[: len(y)],
+                photographs,
+                drawn,
+                self.config.translation_fill,
             )
             total = total + self.alignment.weight * losses["repa"]
         return {"d_total": total} | losses
@@ -105,7 +109,8 @@ class Objective:
 
     def judged(self, stages: Tensor, drawn: Draw) -> list[Tensor]:
         """Augment [B, K, C, H, W] (or [B, 1, ...] for real images) and resize to what D looks at."""
-        return to_scales(augment(stages, drawn), self.config.generator.scales, self.config.resize)
+        augmented = augment(stages, drawn, self.config.translation_fill)
+        return to_scales(augmented, self.config.generator.scales, self.config.resize)
 
     def draw_z(self, batch: int, rng: torch.Generator) -> Tensor:
         """Draw z ~ N(0, I), float32 [B, z_dim]."""

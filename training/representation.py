@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from cat_serve.errors import InvalidInput
 from cat_serve.model.layers import linear
-from training.augment import Draw
+from training.augment import Draw, Fill
 from training.discriminator import Discriminator
 from training.teacher import Features, Teacher, open_teacher
 
@@ -93,7 +93,9 @@ def _patches_on(features: Features, side: int) -> Tensor:
     return grid.flatten(2).transpose(1, 2)
 
 
-def augment_teacher_images(images: Tensor, drawn: Draw, latent_side: int) -> Tensor:
+def augment_teacher_images(
+    images: Tensor, drawn: Draw, latent_side: int, fill: Fill = "zero"
+) -> Tensor:
     """Mirror and move photographs as `augment` does with their latents; no colour, no cutout.
 
     A shift by one latent cell is one by (image side / latent side) pixels.
@@ -102,10 +104,12 @@ def augment_teacher_images(images: Tensor, drawn: Draw, latent_side: int) -> Ten
         images: [B, 3, H, H] in -1..1, H a multiple of `latent_side`.
         drawn: the draw that the latents of the same B images got.
         latent_side: the side of the grid that `drawn` was made for.
+        fill: what the translation brings in, as for the latents. Zero is grey: as in the latents it is about
+            the mean of the data, and a teacher's normalised input is near zero there (GAT fills with
+            ImageNet's mean colour).
 
     Returns:
-        The same shape. What comes in from outside is 0, grey: as in the latents it is about the mean of the
-        data, and a teacher's normalised input is near zero there (GAT fills with ImageNet's mean colour).
+        The same shape.
     """
     side = images.shape[-1]
     cell_px, rest = divmod(side, latent_side)
@@ -115,17 +119,19 @@ def augment_teacher_images(images: Tensor, drawn: Draw, latent_side: int) -> Ten
             hint="square images whose side is a multiple of the grid's",
         )
     mirrored = torch.where(drawn.flip.to(images.device).view(-1, 1, 1, 1), images.flip(-1), images)
-    return _moved(mirrored, drawn.shift_row * cell_px, drawn.shift_column * cell_px)
+    return _moved(mirrored, drawn.shift_row * cell_px, drawn.shift_column * cell_px, fill)
 
 
-def _moved(x: Tensor, shift_row: Tensor, shift_column: Tensor) -> Tensor:
-    """Move [B, C, H, H] down and right by int64 [B] pixels; zero comes in."""
+def _moved(x: Tensor, shift_row: Tensor, shift_column: Tensor, fill: Fill) -> Tensor:
+    """Move [B, C, H, H] down and right by int64 [B] pixels."""
     side = x.shape[-1]
     cells = torch.arange(side)
     rows, columns = ((cells - shift[:, None]).to(x.device) for shift in (shift_row, shift_column))
     sample = torch.arange(len(x), device=x.device)[:, None, None]
     row, column = rows.clamp(0, side - 1)[:, :, None], columns.clamp(0, side - 1)[:, None, :]
     moved = x.permute(0, 2, 3, 1)[sample, row, column].permute(0, 3, 1, 2)
+    if fill == "edge":
+        return moved
     row_inside, column_inside = ((at >= 0) & (at < side) for at in (rows, columns))
     inside = row_inside[:, None, :, None] & column_inside[:, None, None, :]
     return torch.where(inside, moved, torch.zeros((), dtype=x.dtype, device=x.device))
@@ -145,7 +151,12 @@ class Alignment:
         self.projector = Projector(width, teacher.width, options.projector_width)
 
     def loss(
-        self, discriminator: Discriminator, tokens: Tensor, photographs: Tensor, drawn: Draw
+        self,
+        discriminator: Discriminator,
+        tokens: Tensor,
+        photographs: Tensor,
+        drawn: Draw,
+        fill: Fill = "zero",
     ) -> Tensor:
         """Return the unweighted loss of real images.
 
@@ -153,7 +164,8 @@ class Alignment:
             tokens: of the real images, [B, N, C], from `Discriminator.tokens`.
             photographs: float32 [B, 3, H, H] in -1..1, and the draw that their latents got.
         """
-        seen = augment_teacher_images(photographs, drawn, discriminator.config.latent_size)
+        side = discriminator.config.latent_size
+        seen = augment_teacher_images(photographs, drawn, side, fill)
         own = full_resolution_tokens(discriminator, tokens)
         return representation_loss(self.projector(own), self.teacher(seen))
 

@@ -173,3 +173,16 @@ def test_each_stage_goes_to_its_scale() -> None:
         torch.testing.assert_close(image, block_means(x[:, k], scales[k]))
     for side, image in zip(scales, to_scales(x[:, 2:], scales), strict=True):
         torch.testing.assert_close(image, block_means(x[:, 2], side))  # a photograph goes to all
+
+
+@pytest.mark.parametrize(("row", "column"), [(1, 0), (0, -1), (-1, 1)])
+def test_edge_fill_repeats_the_border(row: int, column: int) -> None:
+    x = torch.randn(1, 2, 3, SIDE, SIDE)
+    drawn = replace(
+        neutral_draw(1), shift_row=torch.tensor([row]), shift_column=torch.tensor([column])
+    )
+    cells = np.arange(SIDE)
+    rows, columns = (np.clip(cells - by, 0, SIDE - 1) for by in (row, column))
+    expected = x[..., rows, :][..., columns]
+    torch.testing.assert_close(augment(x, drawn, "edge"), expected)
+    assert (augment(x, drawn) - expected).abs().max() > 0.1
