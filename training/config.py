@@ -17,6 +17,7 @@ from training.representation import Representation
 BASE_LR = 2e-4
 BASE_BATCH = 512
 BASE_WIDTH = 768
+LR_FLOOR = 0.1
 IMAGENET_NIMG = 1_281_167
 
 
@@ -28,6 +29,8 @@ class TrainConfig:
         gamma: weight of the penalties; it belongs to the size of the latents.
         gamma_final: what gamma falls to, geometrically, over the first `gamma_anneal_nimg` images (an
             addition to the method: small latents need a strong penalty at first and a weak one later).
+        lr_decay_nimg: the images at the end of the run over which the learning rates fall linearly to a
+            tenth (an addition; the method keeps them constant, which is 0 here).
     """
 
     name: str
@@ -36,6 +39,7 @@ class TrainConfig:
     total_nimg: int
     batch_size: int = BASE_BATCH
     base_lr: float = BASE_LR
+    lr_decay_nimg: int = 0
     gamma: float = 1.0
     gamma_final: float | None = None
     gamma_anneal_nimg: int = 0
@@ -61,6 +65,13 @@ class TrainConfig:
     def lr(self, width: int) -> float:
         """Return the learning rate of a network of `width`: base * 768/C * sqrt(batch/512)."""
         return self.base_lr * BASE_WIDTH / width * math.sqrt(self.batch_size / BASE_BATCH)
+
+    def lr_factor(self, nimg: int) -> float:
+        """Return what the learning rates are multiplied with after `nimg` images."""
+        if not self.lr_decay_nimg:
+            return 1.0
+        decayed = 1 - max(0, self.total_nimg - nimg) / self.lr_decay_nimg
+        return 1 - (1 - LR_FLOOR) * max(0.0, decayed)
 
     def gamma_at(self, nimg: int) -> float:
         """Return the weight of the penalties after `nimg` images."""
@@ -107,6 +118,7 @@ def _fashion_32() -> TrainConfig:
         total_nimg=400_000,
         batch_size=64,
         base_lr=2.5e-4,
+        lr_decay_nimg=300_000,
         gamma=0.01,
         gamma_final=0.001,
         gamma_anneal_nimg=200_000,

@@ -107,6 +107,7 @@ class Run:
         d_losses = self.objective.discriminator_step(
             x_real, y, stream_at(config.seed, "d", position), position, photographs
         )
+        self._set_learning_rates()
         d_norm = self._descend(d_losses["d_total"], self.critic, self.discriminator_optimizer)
         g_losses = self.objective.generator_step(x_real, y, stream_at(config.seed, "g", position))
         g_norm = self._descend(g_losses["g_total"], self.generator, self.generator_optimizer)
@@ -114,6 +115,15 @@ class Run:
         self.nimg += config.batch_size
         update_ema(self.ema, self.generator, ema_decay(self.nimg, config.batch_size))
         return _numbers(d_losses | g_losses) | {"d_norm": d_norm, "g_norm": g_norm}
+
+    def _set_learning_rates(self) -> None:
+        config, factor = self.config, self.config.lr_factor(self.nimg)
+        for optimizer, width in (
+            (self.generator_optimizer, config.generator.width),
+            (self.discriminator_optimizer, config.discriminator.width),
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr(width) * factor
 
     def _descend(self, loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer) -> float:
         """Backpropagate, clip and step; a loss or a gradient that is not finite ends the run."""

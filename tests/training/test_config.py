@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -20,6 +21,14 @@ def test_gamma_falls_geometrically_and_stays() -> None:
     assert config.gamma_at(span // 2) == pytest.approx(math.sqrt(start * end))
     assert config.gamma_at(span) == pytest.approx(end)
     assert config.gamma_at(10 * span) == pytest.approx(end)
+
+
+def test_learning_rate_falls_to_a_tenth_at_the_end() -> None:
+    config = replace(train_preset("fashion-32"), total_nimg=1000, lr_decay_nimg=400)
+    assert [config.lr_factor(n) for n in (0, 600, 800, 1000, 1200)] == pytest.approx(
+        [1, 1, 0.55, 0.1, 0.1]
+    )
+    assert train_preset("cat-m2-256").lr_factor(10**9) == 1
 
 
 def test_gamma_is_constant_unless_told() -> None:
