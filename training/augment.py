@@ -37,7 +37,12 @@ class Draw:
     flip: Tensor
 
 
-def draw(batch: int, side: int, generator: torch.Generator) -> Draw:
+def draw(
+    batch: int,
+    side: int,
+    generator: torch.Generator,
+    flip_probability: float = FLIP_PROBABILITY,
+) -> Draw:
     """Draw for `batch` samples on a grid of `side`; samples without colour get the neutral factors."""
 
     def uniform(low: float, high: float) -> Tensor:
@@ -56,7 +61,7 @@ def draw(batch: int, side: int, generator: torch.Generator) -> Draw:
         shift_column=integer(-reach, reach),
         cutout_row=integer(0, side),
         cutout_column=integer(0, side),
-        flip=torch.rand(batch, generator=generator) < FLIP_PROBABILITY,
+        flip=torch.rand(batch, generator=generator) < flip_probability,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from cat_serve.errors import InvalidInput
 from cat_serve.model.config import GeneratorConfig, generator_preset
-from training.augment import Fill, Resize
+from training.augment import FLIP_PROBABILITY, Fill, Resize
 from training.discriminator import DiscriminatorConfig
 from training.losses import Consistency
 from training.representation import Representation
@@ -47,6 +47,7 @@ class TrainConfig:
     representation: Representation = field(default_factory=Representation)
     resize: Resize = "area"
     translation_fill: Fill = "zero"
+    flip_probability: float = FLIP_PROBABILITY
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -123,6 +124,7 @@ def _fashion_32() -> TrainConfig:
         gamma_final=0.001,
         gamma_anneal_nimg=200_000,
         translation_fill="edge",
+        flip_probability=0.0,  # a mirrored latent is not the latent of a mirrored image, and it leaks
     )
 
 

@@ -105,7 +105,8 @@ class Objective:
 
     def draw(self, batch: int, rng: torch.Generator) -> Draw:
         """Draw one augmentation for each sample."""
-        return draw(batch, self.config.generator.latent_size, rng)
+        side = self.config.generator.latent_size
+        return draw(batch, side, rng, self.config.flip_probability)
 
     def judged(self, stages: Tensor, drawn: Draw) -> list[Tensor]:
         """Augment [B, K, C, H, W] (or [B, 1, ...] for real images) and resize to what D looks at."""

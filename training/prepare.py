@@ -155,6 +155,9 @@ def main(argv: list[str] | None = None) -> int:
     except CatServeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from where it was", file=sys.stderr)
+        return 130
     print(
         json.dumps(
             {"out": str(arguments.out), "count": index.count, "fingerprint": index.fingerprint}

@@ -117,6 +117,9 @@ def main(argv: list[str] | None = None) -> int:
     except CatServeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from where it was", file=sys.stderr)
+        return 130
     print(json.dumps({"checkpoint": str(arguments.run / f"{config.name}.safetensors"),
                       "nimg": run.nimg, "seconds": round(run.seconds, 1)}))  # fmt: skip
     return 0

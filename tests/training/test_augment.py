@@ -186,3 +186,11 @@ def test_edge_fill_repeats_the_border(row: int, column: int) -> None:
     expected = x[..., rows, :][..., columns]
     torch.testing.assert_close(augment(x, drawn, "edge"), expected)
     assert (augment(x, drawn) - expected).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("probability", "expected"), [(0.0, 0.0), (1.0, 1.0), (0.4, 0.4)])
+def test_flips_come_as_often_as_told(probability: float, expected: float) -> None:
+    drawn = draw(4000, SIDE, torch.Generator().manual_seed(0), probability)
+    assert float(drawn.flip.float().mean()) == pytest.approx(expected, abs=0.03)
+    plain = draw(4000, SIDE, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn.contrast, plain.contrast)
