@@ -10,6 +10,7 @@ CatServeError
  |- DataError               training data that cannot be used
  |- TrainingDiverged        a loss or a gradient stopped being finite
  |- ParityError             two forms of one model disagree beyond the budget
+ |- QualityError            a model was measured and is worse than required
  |- Overloaded              the waiting room is full; come back later
  `- BackendError            an engine could not do the work
      |- BackendUnavailable
@@ -88,6 +89,10 @@ class ParityError(CatServeError):
 
 class Overloaded(CatServeError):
     code = "overloaded"
+
+
+class QualityError(CatServeError):
+    code = "quality_too_low"
 
 
 class BackendError(CatServeError):

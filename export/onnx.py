@@ -9,15 +9,12 @@ gave the images that torch gives, on fixed seeds, within the budget.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from cat_serve.errors import CatServeError
 
 if TYPE_CHECKING:
     from cat_serve.manifest import Determinism, Golden
@@ -68,20 +65,6 @@ def write_graph(model: FusedModel, path: Path) -> None:
     program.save(str(path))
 
 
-def torch_engine(model: FusedModel) -> Engine:
-    """Run the module itself."""
-    import torch
-
-    from cat_serve.contract import Batch, Output
-
-    def run(batch: Batch) -> Output:
-        with torch.no_grad():
-            images, ok = model(*(torch.from_numpy(array) for array in batch.feeds().values()))
-        return Output(images.numpy(), ok.numpy())
-
-    return run
-
-
 def onnx_engine(path: Path) -> Engine:
     """Run a graph in ONNX Runtime on the CPU."""
     import onnxruntime
@@ -112,7 +95,7 @@ def prove(model: FusedModel, graph: Path) -> dict[str, Any]:
     batch = probe_batch(config.num_classes, (config.z_dim,))
     engine = onnx_engine(graph)
     with tqdm(total=3, desc="parity", unit="step") as progress:
-        reference = in_batches(torch_engine(model), batch, MAX_BATCH)
+        reference = in_batches(model.run, batch, MAX_BATCH)
         progress.update()
         difference = compare(reference, in_batches(engine, batch, MAX_BATCH))
         progress.update()
@@ -230,23 +213,24 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    from cat_serve.commands import run_command
+
     arguments = build_parser().parse_args(argv)
-    try:
-        target = export(arguments.checkpoint, arguments.repository, arguments.version)
-    except ImportError as error:
-        print(f"error: exporting needs {error.name}.\n  hint: pip install 'cat-serve[export]'",
-              file=sys.stderr)  # fmt: skip
-        return 2
-    except CatServeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_command(lambda: work(arguments), extra="export")
+
+
+def work(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Export as the arguments say; return what to report."""
     from cat_serve.manifest import load_artefact
 
+    target = export(arguments.checkpoint, arguments.repository, arguments.version)
     artefact = load_artefact(target)
-    manifest = artefact.manifest
-    print(json.dumps({"folder": str(target), "version": artefact.version,
-                      "determinism": manifest.determinism, "parity": manifest.parity}))  # fmt: skip
-    return 0
+    return {
+        "folder": str(target),
+        "version": artefact.version,
+        "determinism": artefact.manifest.determinism,
+        "parity": artefact.manifest.parity,
+    }
 
 
 if __name__ == "__main__":

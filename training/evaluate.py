@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from cat_serve.contract import Batch, Output
-from cat_serve.errors import BadOutput, CatServeError
+from cat_serve.errors import BadOutput, QualityError
 
 Engine = Callable[[Batch], Output]
 
@@ -35,20 +35,12 @@ def open_engine(path: Path) -> tuple[Engine, tuple[str, ...], tuple[int, ...], s
         The engine, the class names, the latent's shape, and what is measured.
     """
     if path.suffix == ".safetensors":
-        import torch
-
         from cat_serve.files import sha256_of
         from cat_serve.model.checkpoint import load_checkpoint
         from cat_serve.model.fused import FusedModel
 
         checkpoint = load_checkpoint(path)
-        model = FusedModel.from_checkpoint(checkpoint)
-
-        def run(batch: Batch) -> Output:
-            with torch.no_grad():
-                images, ok = model(*(torch.from_numpy(x) for x in batch.feeds().values()))
-            return Output(images.numpy(), ok.numpy())
-
+        run = FusedModel.from_checkpoint(checkpoint).run
         z_shape = (checkpoint.generator.config.z_dim,)
         return run, checkpoint.class_names, z_shape, f"checkpoint {sha256_of(path)[:12]}"
     from cat_serve.backends.onnxruntime import OnnxRuntimeBackend
@@ -182,16 +174,26 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    from cat_serve.commands import run_command
+
     arguments = build_parser().parse_args(argv)
-    try:
-        figures = evaluate(
-            arguments.model, arguments.data, arguments.out, arguments.per_class, arguments.psi
+    return run_command(lambda: work(arguments), extra="train")
+
+
+def work(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure, and hold the result to what the arguments require.
+
+    Raises:
+        QualityError: a smaller share was recognised; the files with the figures are written all the same.
+    """
+    a = arguments
+    figures = evaluate(a.model, a.data, a.out, a.per_class, a.psi)
+    if figures["recognised"] < a.require:
+        raise QualityError(
+            f"{figures['recognised']:.2%} of the images were recognised, {a.require:.2%} are required.",
+            hint=f"the figures are in {a.out / 'evaluation.json'}",
         )
-    except CatServeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(figures))
-    return 0 if figures["recognised"] >= arguments.require else 1
+    return figures
 
 
 if __name__ == "__main__":

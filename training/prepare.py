@@ -140,30 +140,24 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    from cat_serve.commands import run_command
+
     arguments = build_parser().parse_args(argv)
-    from cat_serve.errors import CatServeError
+    return run_command(lambda: work(arguments), extra="train")
+
+
+def work(arguments: argparse.Namespace) -> dict[str, object]:
+    """Encode the photographs that the arguments name; return what to report."""
     from training.data import Index
     from training.fashion_mnist import CLASS_NAMES, load_split, to_rgb32
 
     source: dict[str, object] = {
         "dataset": "fashion-mnist", "split": "train", "licence": "MIT", "layout": "to_rgb32",
     }  # fmt: skip
-    try:
-        images, labels = load_split("train", arguments.data)
-        prepare(arguments.vae, to_rgb32(images), labels, CLASS_NAMES, source, arguments.out)
-        index = Index.load(arguments.out)
-    except CatServeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from where it was", file=sys.stderr)
-        return 130
-    print(
-        json.dumps(
-            {"out": str(arguments.out), "count": index.count, "fingerprint": index.fingerprint}
-        )
-    )
-    return 0
+    images, labels = load_split("train", arguments.data)
+    prepare(arguments.vae, to_rgb32(images), labels, CLASS_NAMES, source, arguments.out)
+    index = Index.load(arguments.out)
+    return {"out": str(arguments.out), "count": index.count, "fingerprint": index.fingerprint}
 
 
 if __name__ == "__main__":

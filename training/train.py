@@ -10,13 +10,10 @@ again after an interruption and it goes on; a larger --total-nimg goes on from a
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from cat_serve.errors import CatServeError
 
 if TYPE_CHECKING:
     from training.config import TrainConfig
@@ -94,7 +91,14 @@ def resolve_config(arguments: argparse.Namespace) -> TrainConfig:
 
 
 def main(argv: list[str] | None = None) -> int:
+    from cat_serve.commands import run_command
+
     arguments = build_parser().parse_args(argv)
+    return run_command(lambda: work(arguments), extra="train")
+
+
+def work(arguments: argparse.Namespace) -> dict[str, object]:
+    """Train as the arguments say; return what to report."""
     import torch
 
     from training.data import Latents
@@ -102,27 +106,18 @@ def main(argv: list[str] | None = None) -> int:
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    try:
-        config = resolve_config(arguments)
-        data = Latents(arguments.data)
-        run = Run(
-            config,
-            data,
-            arguments.vae,
-            arguments.run,
-            arguments.photographs,
-            arguments.teacher_weights,
-        )
-        run.train(arguments.snapshot_nimg, arguments.log_nimg)
-    except CatServeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from where it was", file=sys.stderr)
-        return 130
-    print(json.dumps({"checkpoint": str(arguments.run / f"{config.name}.safetensors"),
-                      "nimg": run.nimg, "seconds": round(run.seconds, 1)}))  # fmt: skip
-    return 0
+    config = resolve_config(arguments)
+    run = Run(
+        config,
+        Latents(arguments.data),
+        arguments.vae,
+        arguments.run,
+        arguments.photographs,
+        arguments.teacher_weights,
+    )
+    run.train(arguments.snapshot_nimg, arguments.log_nimg)
+    checkpoint = arguments.run / f"{config.name}.safetensors"
+    return {"checkpoint": str(checkpoint), "nimg": run.nimg, "seconds": round(run.seconds, 1)}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ config, as diffusers expects it. Interrupted runs resume from --run.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -185,19 +184,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = build_parser().parse_args(argv)
-    from cat_serve.errors import CatServeError
+    from cat_serve.commands import run_command
 
-    try:
-        report = make_vae(arguments)
-    except CatServeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from where it was", file=sys.stderr)
-        return 130
-    print(json.dumps(report))
-    return 0
+    arguments = build_parser().parse_args(argv)
+    return run_command(lambda: make_vae(arguments), extra="train")
 
 
 def make_vae(arguments: argparse.Namespace) -> dict[str, object]:

@@ -33,18 +33,15 @@ class TorchBackend:
             ) from error
         if threads:
             torch.set_num_threads(threads)
-        self._torch: Any = torch
         self._model: Any = FusedModel.from_checkpoint(load_checkpoint(checkpoint))
 
     def run(self, batch: Batch) -> Output:
         """See `Backend.run`."""
-        tensors = [self._torch.from_numpy(array) for array in batch.feeds().values()]
         try:
-            with self._torch.inference_mode():
-                images, ok = self._model(*tensors)
+            output = self._model.run(batch)
         except RuntimeError as error:
             raise BackendError(f"torch failed on {self.artefact.manifest.model}.") from error
-        return checked(images.numpy(), ok.numpy(), batch, self.artefact)
+        return checked(output.images, output.ok, batch, self.artefact)
 
     def close(self) -> None:
         """See `Backend.close`."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -150,8 +149,3 @@ def save_module(path: Path, module: nn.Module, description: Mapping[str, Any]) -
 def parameter_count(module: nn.Module) -> int:
     """Return the number of learned values; buffers such as `w_avg` are not counted."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def generator_device(generator: Generator) -> torch.device:
-    """Return where a generator's weights are."""
-    return generator.w_avg.device

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from cat_serve.contract import Batch, Output
 from cat_serve.model.checkpoint import Checkpoint
 from cat_serve.model.decoder import Decoder, to_uint8
 from cat_serve.model.generator import Generator
@@ -46,6 +47,12 @@ class FusedModel(nn.Module):
         finite = torch.isfinite(images)
         ok = class_ok & psi_ok & finite.flatten(1).all(dim=1)
         return to_uint8(torch.where(finite, images, torch.zeros_like(images))), ok
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> Output:
+        """Run a batch of arrays on the CPU."""
+        images, ok = self(*(torch.from_numpy(array) for array in batch.feeds().values()))
+        return Output(images.numpy(), ok.numpy())
 
 
 def fold_equalized(generator: Generator) -> Generator:

@@ -16,7 +16,7 @@ from cat_serve.manifest import load_artefact
 from cat_serve.model.checkpoint import load_checkpoint
 from cat_serve.model.fused import FusedModel
 from export import onnx as export_onnx
-from export.onnx import export, main, onnx_engine, torch_engine
+from export.onnx import export, main, onnx_engine
 from export.parity import compare, probe_batch, rows
 
 ONNX_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64",
@@ -103,7 +103,7 @@ def test_module_and_graph_agree_on_bad_rows(version_folder: Path, checkpoint_pat
     model = FusedModel.from_checkpoint(load_checkpoint(checkpoint_path))
     batch = some_batch(4)
     batch.class_id[0], batch.truncation_psi[1], batch.z[2, 0] = 9, np.nan, np.nan
-    ours, theirs = torch_engine(model)(batch), onnx_engine(version_folder / "model.onnx")(batch)
+    ours, theirs = model.run(batch), onnx_engine(version_folder / "model.onnx")(batch)
     assert ours.ok.tolist() == theirs.ok.tolist() == [False, False, False, True]
     assert np.abs(ours.images.astype(int) - theirs.images).max() <= 1
 

@@ -242,17 +242,18 @@ def test_prepare_command_reports_what_it_made(
     assert Latents(out).index.images["dataset"] == "fashion-mnist"
 
 
-@pytest.mark.parametrize("missing", ["--data", "--vae"])
+@pytest.mark.parametrize(("missing", "code"), [("--data", 2), ("--vae", 1)])
 def test_prepare_command_says_what_is_missing(
     vae_folder: Path,
     idx_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     missing: str,
+    code: int,
 ) -> None:
     folders = {"--data": idx_folder, "--vae": vae_folder} | {missing: tmp_path / "nothing"}
     arguments = [str(part) for pair in folders.items() for part in pair]
-    assert preparation.main([*arguments, "--out", str(tmp_path / "out")]) == 1
+    assert preparation.main([*arguments, "--out", str(tmp_path / "out")]) == code
     assert capsys.readouterr().err.startswith("error: ")
 
 

@@ -110,15 +110,21 @@ def test_command_trains_and_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("flags", "named"),
+    ("flags", "code", "named"),
     [
-        (["--preset", "cat-xxl"], "No training preset 'cat-xxl'"),
-        (["--preset", "cat-s2-256", "--width", "384"], "cat-s2-256 wants (1000, 4, 32)"),
-        (["--data", "nowhere"], "nowhere holds no prepared data"),
-        (["--vae", "nowhere"], "There is no checkpoint nowhere"),
-        (["--width", "30"], "width 30"),
-        (["--batch-size", "-8"], "batch_size -8"),
-        (["--log-nimg", "0"], "at least 1"),
+        (["--preset", "cat-xxl"], 2, "No training preset 'cat-xxl'"),
+        (
+            ["--preset", "cat-s2-256", "--width", "384", "--teacher", "none"],
+            1,
+            "cat-s2-256 wants (1000, 4, 32)",
+        ),
+        (["--data", "nowhere"], 1, "nowhere holds no prepared data"),
+        (["--vae", "nowhere"], 1, "There is no checkpoint nowhere"),
+        (["--width", "30"], 2, "width 30"),
+        (["--batch-size", "-8"], 2, "batch_size -8"),
+        (["--log-nimg", "0"], 2, "at least 1"),
+        (["--teacher", "professor"], 2, "No teacher 'professor'"),
+        (["--teacher", "efficientnet-lite0"], 1, "cannot be opened again"),
     ],
 )
 def test_command_refuses_in_one_line(
@@ -126,9 +132,10 @@ def test_command_refuses_in_one_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     flags: list[str],
+    code: int,
     named: str,
 ) -> None:
-    assert main(arguments + flags) == 1
+    assert main(arguments + flags) == code
     error = capsys.readouterr().err
     assert named in error
     first, *hints = error.splitlines()
@@ -146,11 +153,11 @@ def test_latents_of_another_vae_are_refused(
     assert "were encoded by another VAE" in capsys.readouterr().err
 
 
-def test_process_ends_with_one_and_no_traceback(tmp_path: Path) -> None:
+def test_process_ends_with_two_and_no_traceback(tmp_path: Path) -> None:
     flags = ["--preset", "none", "--data", ".", "--vae", ".", "--run", str(tmp_path / "run")]
     command = [sys.executable, "-m", "training.train", *flags]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stderr.startswith(
         "error: No training preset 'none'.\n  hint: presets: fashion-32"
     )

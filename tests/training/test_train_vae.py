@@ -122,6 +122,6 @@ def test_command_writes_a_vae_that_knows_its_scale(
 
 def test_command_without_data_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--data", str(tmp_path), "--out", str(tmp_path / "small.vae")]
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     assert capsys.readouterr().err.startswith("error: Fashion-MNIST is not here")
     assert not any(tmp_path.iterdir())

@@ -1,0 +1,56 @@
+"""Reports, errors and exit codes of the `python -m` commands."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cat_serve.commands import run_command
+from cat_serve.errors import ArtefactError, CatServeError, InvalidInput, MissingDependency
+
+
+def raising(error: BaseException) -> dict[str, object]:
+    raise error
+
+
+def test_a_report_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(lambda: {"images": 3, "name": "a b"}, extra="train") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {"images": 3, "name": "a b"}
+    assert printed.out.count("\n") == 1
+    assert printed.err == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ArtefactError("It is damaged.", hint="make it again"), 1),
+        (InvalidInput("It is wrong.", hint="1 or 2"), 2),
+        (MissingDependency("It is not here.", hint="install it"), 2),
+    ],
+)
+def test_an_error_is_a_line_and_a_hint(
+    error: CatServeError, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(lambda: raising(error), extra="train") == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == f"error: {error.message}\n  hint: {error.hint}\n"
+
+
+def test_a_missing_package_names_the_extra(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(lambda: raising(ImportError("no", name="onnx")), extra="export") == 2
+    assert capsys.readouterr().err == (
+        "error: This command needs onnx.\n  hint: pip install 'cat-serve[export]'\n"
+    )
+
+
+def test_an_interruption_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(lambda: raising(KeyboardInterrupt()), extra="train") == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: raising(ZeroDivisionError()), extra="train")
