@@ -28,7 +28,8 @@ class Index:
         scaling_factor: what latents are multiplied with before the generator sees them.
         shards: file names in order; each float16 [N, 2C, H, W], mean then standard deviation.
         images: where the photographs are, so that a teacher can see them: source, split, and how they were laid out.
-        fingerprint: hash over labels and shards.
+        fingerprint: hash over what the shards were made from: VAE, labels and photographs. Not over the shards
+            themselves, since another processor may round a latent differently.
     """
 
     vae_sha256: str

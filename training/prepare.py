@@ -109,9 +109,7 @@ def prepare(
         write_array(out / name, np.concatenate(parts))
     progress.close()
     write_array(out / LABELS_NAME, labels.astype(np.int64))
-    fingerprint = hashlib.sha256()
-    for name in [LABELS_NAME, *names]:
-        fingerprint.update(sha256_of(out / name).encode())
+    made_from = json.dumps([vae_hash, sha256_of(out / LABELS_NAME), source])
     Index(
         vae_sha256=vae_hash,
         scaling_factor=float(vae.config.scaling_factor),
@@ -121,7 +119,7 @@ def prepare(
         count=count,
         shards=tuple(names),
         images=source,
-        fingerprint=fingerprint.hexdigest(),
+        fingerprint=hashlib.sha256(made_from.encode()).hexdigest(),
     ).save(out)
     (out / PROGRESS_NAME).unlink()
 
