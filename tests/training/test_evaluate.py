@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cat_serve.contract import Batch, Output
@@ -13,8 +14,10 @@ from cat_serve.latents import latent_from_seed
 from cat_serve.model.checkpoint import Checkpoint, save_checkpoint
 from cat_serve.model.decoder import load_vae
 from cat_serve.model.generator import Generator
+from training.data import Latents
 from training.evaluate import generate, main
 from training.fashion_mnist import CLASS_NAMES
+from training.prepare import main as prepare
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +89,18 @@ def test_a_missing_model_is_one_clear_line(
     path = tmp_path / "none.safetensors"
     assert main([str(path), "--data", str(idx_folder), "--out", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("error: There is no checkpoint")
+
+
+def test_a_checkpoint_serves_as_the_vae_it_holds(
+    checkpoint_path: Path, vae_folder: Path, idx_folder: Path, tmp_path: Path
+) -> None:
+    """Latents prepared with either are the same, so a run can go on from a checkpoint alone."""
+    indices = []
+    for name, vae in (("folder", vae_folder), ("checkpoint", checkpoint_path)):
+        command = ["--data", str(idx_folder), "--vae", str(vae), "--out", str(tmp_path / name)]
+        assert prepare(command) == 0
+        indices.append(Latents(tmp_path / name))
+    folder, checkpoint = indices
+    assert folder.index == checkpoint.index
+    every = torch.arange(len(folder))
+    assert torch.equal(folder.moments(every), checkpoint.moments(every))
