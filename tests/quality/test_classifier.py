@@ -28,7 +28,7 @@ def bars(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_learns_and_generalises() -> None:
-    model = train_classifier(*bars(640, seed=0), num_classes=3)
+    model = train_classifier(*bars(960, seed=0), num_classes=3)
     assert accuracy(model, *bars(100, seed=1)) > 0.95
     images, labels = bars(100, seed=2)
     assert accuracy(model, images, (labels + 1) % 3) < 0.05
