@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cat_serve import __version__
-from cat_serve.errors import CatServeError, InvalidInput, MissingDependency
+from cat_serve.commands import FAILED, OK, explain_failure
+from cat_serve.errors import CatServeError
 
 if TYPE_CHECKING:
     from pydantic_settings import CliSettingsSource
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
     from cat_serve.settings import RepositorySettings, Settings
 
 S = TypeVar("S", bound="RepositorySettings")
-
-OK = 0
-FAILED = 1
-USAGE = 2
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,12 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         arguments.run(read_settings(arguments))
-    except (InvalidInput, MissingDependency) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE
     except CatServeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        return explain_failure(error)
     except KeyboardInterrupt:
         return FAILED
     return OK

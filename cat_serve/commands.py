@@ -15,6 +15,12 @@ USAGE = 2
 INTERRUPTED = 130
 
 
+def explain_failure(error: CatServeError) -> int:
+    """Print an error for people and return the exit code that it stands for."""
+    print(f"error: {error}", file=sys.stderr)
+    return USAGE if isinstance(error, InvalidInput | MissingDependency) else FAILED
+
+
 def run_command(work: Callable[[], Mapping[str, Any]], extra: str) -> int:
     """Do the work and print what it returns as one line of JSON on stdout.
 
@@ -31,12 +37,8 @@ def run_command(work: Callable[[], Mapping[str, Any]], extra: str) -> int:
         hint = f"pip install 'cat-serve[{extra}]'"
         print(f"error: This command needs {error.name}.\n  hint: {hint}", file=sys.stderr)
         return USAGE
-    except (InvalidInput, MissingDependency) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE
     except CatServeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        return explain_failure(error)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from where it was", file=sys.stderr)
         return INTERRUPTED
