@@ -16,6 +16,7 @@ from cat_serve.files import write_text
 
 INDEX_NAME = "index.json"
 LABELS_NAME = "labels.npy"
+_TUPLES = ("latents_mean", "latents_std", "class_names", "shards")
 PREPARE_AGAIN = "run python -m training.prepare again"
 
 
@@ -25,7 +26,7 @@ class Index:
 
     Attributes:
         vae_sha256: hash of the VAE (`cat_serve.model.decoder.vae_sha256`); `train` refuses another VAE's latents.
-        scaling_factor: what latents are multiplied with before the generator sees them.
+        latents_mean, latents_std: per channel; the generator's latents are (posterior - mean) / std.
         shards: file names in order; each float16 [N, 2C, H, W], mean then standard deviation.
         images: where the photographs are, so that a teacher can see them: source, split, and how they were laid out.
         fingerprint: hash over what the shards were made from: VAE, labels and photographs. Not over the shards
@@ -33,7 +34,8 @@ class Index:
     """
 
     vae_sha256: str
-    scaling_factor: float
+    latents_mean: tuple[float, ...]
+    latents_std: tuple[float, ...]
     class_names: tuple[str, ...]
     latent_channels: int
     latent_size: int
@@ -55,14 +57,14 @@ class Index:
             )
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            lists = {key: tuple(values[key]) for key in ("class_names", "shards")}
+            lists = {key: tuple(values[key]) for key in _TUPLES}
             return cls(**(values | lists))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is damaged: {error!r}.", hint=PREPARE_AGAIN) from error
 
 
 class Latents:
-    """All moments in memory-mapped shards; every visit draws mean + std * n, times the scaling factor."""
+    """All moments in memory-mapped shards; every visit draws mean + std * n, then standardises each channel."""
 
     def __init__(self, folder: Path) -> None:
         self.index = Index.load(folder)
@@ -71,6 +73,8 @@ class Latents:
             self.labels = torch.from_numpy(np.load(folder / LABELS_NAME))
         except (OSError, EOFError, ValueError, TypeError) as error:
             raise DataError(f"{folder} is damaged: {error}", hint=PREPARE_AGAIN) from error
+        self._shift = torch.tensor(self.index.latents_mean).view(-1, 1, 1)
+        self._scale = 1 / torch.tensor(self.index.latents_std).view(-1, 1, 1)
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
         if self._starts[-1] != self.index.count or len(self.labels) != self.index.count:
             raise DataError(
@@ -95,4 +99,4 @@ class Latents:
         """Draw latents float32 [B, C, H, W] and give their labels int64 [B]."""
         mean, std = self.moments(indices).chunk(2, dim=1)
         x = mean + std * torch.randn(mean.shape, generator=noise)
-        return x * self.index.scaling_factor, self.labels[indices]
+        return (x - self._shift) * self._scale, self.labels[indices]

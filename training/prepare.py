@@ -83,11 +83,12 @@ def prepare(
 
     from cat_serve.files import sha256_of
     from cat_serve.model.checkpoint import open_vae
-    from cat_serve.model.decoder import vae_sha256
+    from cat_serve.model.decoder import latent_affine, vae_sha256
     from training.data import LABELS_NAME, Index
 
     vae = open_vae(vae_path)
     vae_hash = vae_sha256(vae)
+    latents_mean, latents_std = latent_affine(vae)
     count = len(images)
     if is_finished(out, vae_hash, count, source):
         return
@@ -112,7 +113,8 @@ def prepare(
     made_from = json.dumps([vae_hash, sha256_of(out / LABELS_NAME), source])
     Index(
         vae_sha256=vae_hash,
-        scaling_factor=float(vae.config.scaling_factor),
+        latents_mean=latents_mean,
+        latents_std=latents_std,
         class_names=class_names,
         latent_channels=int(vae.config.latent_channels),
         latent_size=images.shape[1] // 2 ** (len(vae.config.block_out_channels) - 1),

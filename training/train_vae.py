@@ -3,8 +3,8 @@
     python -m training.train_vae --out checkpoints/fashion-32.vae
 
 The loss is mean |x - x_hat| + kl_weight * mean KL(q(latent | x) || N(0, 1)), both means over elements.
-The scaling factor 1/std of the latents is measured on the training photographs and stored in the
-config, as diffusers expects it. Interrupted runs resume from --run.
+Mean and standard deviation of every latent channel are measured on the training photographs and stored
+in the config under diffusers' names `latents_mean` and `latents_std`. Interrupted runs resume from --run.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class VaeTraining:
     total_nimg: int = 100_000
     bf16: bool = True
     seed: int = 0
+    initial: str | None = None  # hash of the VAE whose weights it starts from
 
 
 def build_vae(config: VaeTraining, image_size: int) -> AutoencoderKL:
@@ -57,6 +58,23 @@ def build_vae(config: VaeTraining, image_size: int) -> AutoencoderKL:
     )
 
 
+def load_weights(vae: AutoencoderKL, initial: AutoencoderKL) -> None:
+    """Copy the weights of `initial`.
+
+    Raises:
+        CheckpointError: it has another shape.
+    """
+    from cat_serve.errors import CheckpointError
+
+    try:
+        vae.load_state_dict(initial.state_dict())
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"The VAE to start from has another shape: {error}",
+            hint="give its --widths and --latent-channels",
+        ) from error
+
+
 def learning_rate(config: VaeTraining, nimg: int) -> float:
     """Linear warm-up, then a cosine to zero."""
     warmup = min(1.0, (nimg + config.batch_size) / config.warmup_nimg)
@@ -64,9 +82,17 @@ def learning_rate(config: VaeTraining, nimg: int) -> float:
 
 
 def train(
-    config: VaeTraining, images: np.ndarray, run: Path, state_seconds: float = 60.0
+    config: VaeTraining,
+    images: np.ndarray,
+    run: Path,
+    state_seconds: float = 60.0,
+    initial: AutoencoderKL | None = None,
 ) -> AutoencoderKL:
-    """Train on uint8 [N, H, W, 3] photographs; keep the state in `run` so that it can be resumed."""
+    """Train on uint8 [N, H, W, 3] photographs; keep the state in `run` so that it can be resumed.
+
+    Args:
+        initial: where the weights start; by default they are drawn.
+    """
     import torch
     from tqdm import tqdm
 
@@ -76,6 +102,8 @@ def train(
 
     torch.manual_seed(config.seed)
     vae = build_vae(config, images.shape[1])
+    if initial is not None:
+        load_weights(vae, initial)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0)
     state_path, nimg = run / "vae-state.pt", 0
     if state_path.exists():
@@ -126,26 +154,44 @@ def to_unit(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-def measure(vae: AutoencoderKL, images: np.ndarray, batch_size: int = 250) -> tuple[float, float]:
-    """Return the standard deviation of sampled latents and the reconstruction PSNR in dB."""
+def measure_latents(
+    vae: AutoencoderKL, images: np.ndarray, batch_size: int = 250
+) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of every channel of sampled latents."""
     import torch
     from tqdm import tqdm
 
-    total = total_square = squared_error = 0.0
-    count = pixels = 0
     generator = torch.Generator().manual_seed(0)
+    parts = []
     with torch.no_grad():
-        for start in tqdm(range(0, len(images), batch_size), desc="measure", unit="batch"):
+        for start in tqdm(range(0, len(images), batch_size), desc="latents", unit="batch"):
             x = to_unit(images[start : start + batch_size])
-            posterior = vae.encode(x).latent_dist
-            latents = posterior.sample(generator).double()
-            total += latents.sum().item()
-            total_square += latents.square().sum().item()
-            count += latents.numel()
-            squared_error += (vae.decode(posterior.mode()).sample - x).square().sum().item()
-            pixels += x.numel()
-    std = math.sqrt(total_square / count - (total / count) ** 2)
-    return std, 10 * math.log10(4.0 / (squared_error / pixels))
+            parts.append(vae.encode(x).latent_dist.sample(generator))
+    std, mean = torch.std_mean(torch.cat(parts).double(), dim=(0, 2, 3), correction=0)
+    return mean.tolist(), std.tolist()
+
+
+def reconstruct(vae: AutoencoderKL, images: np.ndarray, batch_size: int = 250) -> np.ndarray:
+    """Encode uint8 [N, H, W, 3] to the posterior's mean and decode again, to uint8."""
+    import numpy as np
+    import torch
+    from tqdm import tqdm
+
+    from cat_serve.model.decoder import to_uint8
+
+    parts = []
+    with torch.no_grad():
+        for start in tqdm(range(0, len(images), batch_size), desc="reconstruct", unit="batch"):
+            posterior = vae.encode(to_unit(images[start : start + batch_size])).latent_dist
+            parts.append(to_uint8(vae.decode(posterior.mode()).sample).numpy())
+    return np.concatenate(parts)
+
+
+def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the PSNR of two sets of uint8 images, over all pixels."""
+    import numpy as np
+
+    return float(10 * np.log10(255**2 / np.square(a.astype(np.float32) - b).mean(dtype=np.float64)))
 
 
 def save_vae(vae: AutoencoderKL, out: Path) -> None:
@@ -172,6 +218,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="Fashion-MNIST folder")
     parser.add_argument("--out", type=Path, required=True, help="folder for the trained VAE")
     parser.add_argument("--run", type=Path, help="folder of the resumable state (default: OUT.run)")
+    parser.add_argument(
+        "--from", dest="initial", type=Path, help="start from this VAE's weights (or a checkpoint's)"
+    )
     parser.add_argument("--widths", type=int, nargs="+", default=defaults.widths)
     parser.add_argument("--latent-channels", type=int, default=defaults.latent_channels)
     parser.add_argument("--kl-weight", type=float, default=defaults.kl_weight)
@@ -179,7 +228,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--lr", type=float, default=defaults.lr)
     parser.add_argument("--total-nimg", type=int, default=defaults.total_nimg)
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--no-bf16", action="store_true", help="train in float32")
+    parser.add_argument(
+        "--no-bf16", action="store_true", help="train in float32 (quicker on a CPU without bf16)"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     return parser
 
 
@@ -192,8 +244,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_vae(arguments: argparse.Namespace) -> dict[str, object]:
     """Train, measure and write the VAE that the arguments describe; return what to report."""
+    import torch
+
+    from cat_serve.model.checkpoint import open_vae
+    from cat_serve.model.decoder import vae_sha256
     from training.fashion_mnist import load_split, to_rgb32
 
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    initial = open_vae(arguments.initial) if arguments.initial else None
     config = VaeTraining(
         widths=tuple(arguments.widths),
         latent_channels=arguments.latent_channels,
@@ -203,18 +262,19 @@ def make_vae(arguments: argparse.Namespace) -> dict[str, object]:
         total_nimg=arguments.total_nimg,
         bf16=not arguments.no_bf16,
         seed=arguments.seed,
+        initial=vae_sha256(initial) if initial else None,
     )
     run = arguments.run or arguments.out.with_name(arguments.out.name + ".run")
     started = time.monotonic()
     images = to_rgb32(load_split("train", arguments.data)[0])
     test_images = to_rgb32(load_split("test", arguments.data)[0])  # missing? better known now
-    vae = train(config, images, run).eval()
-    std, _ = measure(vae, images[:10_000])
-    vae.register_to_config(scaling_factor=1 / std)
-    _, psnr_db = measure(vae, test_images)
+    vae = train(config, images, run, initial=initial).eval()
+    mean, std = measure_latents(vae, images[:10_000])
+    vae.register_to_config(latents_mean=mean, latents_std=std)
+    psnr = psnr_db(test_images, reconstruct(vae, test_images))
     save_vae(vae, arguments.out)
     return {
-        "out": str(arguments.out), "scaling_factor": 1 / std, "test_psnr_db": psnr_db,
+        "out": str(arguments.out), "latents_mean": mean, "latents_std": std, "test_psnr_db": psnr,
         "nimg": config.total_nimg, "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
 

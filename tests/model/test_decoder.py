@@ -1,4 +1,4 @@
-"""From latents to bytes: the VAE's scaling, and one rounding rule in torch and NumPy."""
+"""From latents to bytes: the scale of the VAE's latents, and one rounding rule in torch and NumPy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 
 from cat_serve import images
 from cat_serve.errors import CheckpointError
-from cat_serve.model.decoder import Decoder, load_vae, to_uint8
+from cat_serve.model.decoder import Decoder, latent_affine, load_vae, to_uint8, vae_sha256
 
 
 def test_decoder_divides_by_the_scaling_factor(small_vae: AutoencoderKL) -> None:
@@ -19,6 +19,55 @@ def test_decoder_divides_by_the_scaling_factor(small_vae: AutoencoderKL) -> None
     expected = small_vae.decode(latents / 0.6).sample
     assert expected.shape == (2, 3, 16, 16)
     torch.testing.assert_close(Decoder(small_vae)(latents), expected)
+
+
+def rescaled(vae: AutoencoderKL, **settings: object) -> AutoencoderKL:
+    """The same weights with another configuration."""
+    other = AutoencoderKL.from_config(dict(vae.config), **settings).eval()
+    other.load_state_dict(vae.state_dict())
+    return other.requires_grad_(False)
+
+
+def test_scaling_factor_alone_is_one_scale_for_all_channels(small_vae: AutoencoderKL) -> None:
+    """SD-VAE's configuration."""
+    vae = rescaled(small_vae, scaling_factor=0.18215)
+    assert latent_affine(vae) == ((0.0,) * 4, pytest.approx((1 / 0.18215,) * 4))
+
+
+def test_each_channel_has_its_own_mean_and_scale(small_vae: AutoencoderKL) -> None:
+    mean, std = [0.5, -0.25, 0.0, 1.0], [2.0, 1.0, 0.5, 3.0]
+    vae = rescaled(small_vae, scaling_factor=1.0, latents_mean=mean, latents_std=std)
+    assert latent_affine(vae) == (tuple(mean), tuple(std))
+    latents = torch.randn(2, 4, 8, 8)
+    posterior = latents * torch.tensor(std).view(4, 1, 1) + torch.tensor(mean).view(4, 1, 1)
+    torch.testing.assert_close(Decoder(vae)(latents), vae.decode(posterior).sample)
+    halved = rescaled(vae, scaling_factor=0.5)
+    assert latent_affine(halved) == (tuple(mean), (4.0, 2.0, 1.0, 6.0))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"latents_mean": [0.0]},
+        {"latents_std": [1.0] * 3},
+        {"latents_std": [1.0, 1.0, 0.0, 1.0]},
+        {"scaling_factor": -0.5},
+    ],
+)
+def test_scale_that_fits_no_latents_is_refused(
+    small_vae: AutoencoderKL, settings: dict[str, object]
+) -> None:
+    with pytest.raises(CheckpointError, match="4 latent channels"):
+        latent_affine(rescaled(small_vae, **settings))
+
+
+def test_scale_belongs_to_the_identity_of_a_vae(small_vae: AutoencoderKL) -> None:
+    """A VAE with other scales makes other latents: data made with it are another VAE's."""
+    settings: list[dict[str, object]] = [
+        {}, {"scaling_factor": 0.7}, {"latents_mean": [0.1] * 4}, {"latents_std": [1.1] * 4}
+    ]  # fmt: skip
+    assert len({vae_sha256(rescaled(small_vae, **changes)) for changes in settings}) == 4
+    assert vae_sha256(rescaled(small_vae)) == vae_sha256(small_vae)
 
 
 def test_vae_without_post_quant_conv_is_decoded(small_vae: AutoencoderKL) -> None:

@@ -75,7 +75,11 @@ def make_vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int],
     def make(seed: int) -> Path:
         torch.manual_seed(seed)
         vae = build_vae(VaeTraining(widths=(8, 8, 8)), image_size=32)
-        vae.register_to_config(scaling_factor=1.7)
+        vae.register_to_config(
+            scaling_factor=1.7,
+            latents_mean=[0.5, -0.25, 0.0, 1.0],
+            latents_std=[2.0, 1.0, 0.5, 3.0],
+        )
         folder = tmp_path_factory.mktemp("vae") / f"vae-{seed}"
         save_vae(vae, folder)
         return folder

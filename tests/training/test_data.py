@@ -147,7 +147,9 @@ def test_shards_hold_the_posterior_moments(
     np.testing.assert_array_equal(np.load(tmp_path / "labels.npy"), labels)
     index = Latents(tmp_path).index
     assert (index.count, index.latent_channels, index.latent_size) == (COUNT, 4, 8)
-    assert (index.class_names, index.scaling_factor) == (CLASS_NAMES, 1.7)
+    assert index.class_names == CLASS_NAMES
+    assert index.latents_mean == (0.5, -0.25, 0.0, 1.0)
+    assert index.latents_std == pytest.approx((2 / 1.7, 1 / 1.7, 0.5 / 1.7, 3 / 1.7))
     assert index.vae_sha256 == vae_sha256(load_vae(vae_folder))
     assert index.images == SOURCE
 
@@ -261,7 +263,7 @@ def test_prepare_command_says_what_is_missing(
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_batch_draws_from_the_posterior_and_scales(
+def test_batch_draws_from_the_posterior_and_standardises_each_channel(
     vae_folder: Path, photographs: Photographs, tmp_path: Path
 ) -> None:
     run_prepare(vae_folder, photographs, tmp_path)
@@ -272,7 +274,10 @@ def test_batch_draws_from_the_posterior_and_scales(
     assert torch.equal(data.moments(wanted), moments)
     x, y = data.batch(wanted, torch.Generator().manual_seed(3))
     noise = torch.randn(7, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(x, 1.7 * (moments[:, :4] + moments[:, 4:] * noise))
+    drawn = moments[:, :4] + moments[:, 4:] * noise
+    mean = torch.tensor([0.5, -0.25, 0.0, 1.0]).view(4, 1, 1)
+    std = torch.tensor([2.0, 1.0, 0.5, 3.0]).view(4, 1, 1) / 1.7
+    torch.testing.assert_close(x, (drawn - mean) / std)
     assert y.tolist() == [n % 10 for n in wanted.tolist()]
     assert len(data) == COUNT
 
