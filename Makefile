@@ -12,7 +12,7 @@ FASHION_MNIST := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
 .DEFAULT_GOAL := help
 
-.PHONY: help serve test test-all check format train evaluate export constraints wheel clean
+.PHONY: help serve test test-all check format train evaluate export constraints wheel wheel-check clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -46,11 +46,12 @@ test: $(DEV)/installed | $(FASHION_MNIST)  ## run the quick test suite
 test-all: $(DEV)/installed | $(FASHION_MNIST)  ## run every test, the slow ones too
 	$(DEV)/bin/python -m pytest
 
-check: $(DEV)/installed  ## formatting, lint, types, import rules, then the tests
+check: $(DEV)/installed  ## formatting, lint, types, import rules, Dockerfile, then the tests
 	$(DEV)/bin/ruff format --check .
 	$(DEV)/bin/ruff check .
 	$(DEV)/bin/mypy
 	$(DEV)/bin/lint-imports
+	$(DEV)/bin/hadolint Dockerfile
 	$(MAKE) test
 
 format: $(DEV)/installed  ## format the code
@@ -81,7 +82,10 @@ constraints:  ## write constraints.txt anew from what pyproject.toml allows toda
 	rm -rf .venv-constraints
 
 wheel: $(DEV)/installed  ## build the wheel, the shipped model inside
-	$(DEV)/bin/python -m build --wheel
+	$(DEV)/bin/python -m build --wheel --no-isolation
+
+wheel-check: $(DEV)/installed  ## build the wheel, install it in a clean environment, ask it for an image
+	@$(DEV)/bin/python .ci/check_wheel.py
 
 clean:  ## remove environments and caches; runs/, data/ and dist/ stay
 	rm -rf $(SERVE) $(DEV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
