@@ -25,6 +25,26 @@ def latent_from_seed(seed: int, z_shape: Sequence[int]) -> np.ndarray:
     return np.random.RandomState(seed).randn(*z_shape).astype(np.float32)
 
 
+def seed_range(seed: int, count: int) -> range:
+    """Return the seeds of `count` images, image i seed + i.
+
+    Raises:
+        InvalidInput: the range would pass 2^32-1.
+    """
+    last = MAX_SEED + 1 - count
+    if not 0 <= seed <= last:
+        accepted = f"an integer from 0 to {last}" + (f" for {count} images" if count > 1 else "")
+        raise InvalidInput(
+            f"Seed {seed} for {count} images: image i has seed + i, and {seed + count - 1} is out of range.",
+            code="bad_seed",
+            hint=f"seeds end at {MAX_SEED}",
+            got=seed,
+            accepted=accepted,
+            parameter="seed",
+        )
+    return range(seed, seed + count)
+
+
 def latents_from_seeds(seeds: Sequence[int], z_shape: Sequence[int]) -> np.ndarray:
     """Return float32 [len(seeds), *z_shape]; each row depends on its own seed alone."""
     return np.stack([latent_from_seed(seed, z_shape) for seed in seeds])
