@@ -24,7 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from packaging.requirements import Requirement
 
-from cat_serve import cli
+from cat_serve import __version__, cli
 from cat_serve.errors import CatServeError
 from cat_serve.settings import Settings
 from cat_serve.web.app import create_app
@@ -174,6 +174,9 @@ def check_cat_serve(arguments: list[str]) -> None:
 
 def check_pip(arguments: list[str]) -> None:
     for argument in arguments:
+        wheel = re.match(r"dist/cat_serve-(.+)-py3-none-any\.whl", argument)
+        if wheel and wheel[1] != __version__:
+            raise NotACommand(f"make wheel writes version {__version__}, not {wheel[1]}")
         for group in re.findall(r"\[([^\]]*)\]", argument):
             for extra in group.split(","):
                 if extra not in PROJECT["optional-dependencies"]:
@@ -365,6 +368,7 @@ def test_every_command_is_documented() -> None:
         "cat-serve serve --port 99999",
         "CAT_SERVE_PROT=1 cat-serve serve",
         "pip install '.[cqu]'",
+        "pip install dist/cat_serve-0.0.0-py3-none-any.whl",
         "docker build --target trian .",
         "docker run -p 8000:8001 cat-serve",
         "docker run cat-serve-train python -m training.trian",
