@@ -91,11 +91,12 @@ def classes(settings: RepositorySettings) -> None:
 def models(settings: RepositorySettings) -> None:
     """Print one line for each model, its columns separated by tabs."""
     artefacts, default = _read_models(settings)
-    print("name", "version", "classes", "size_px", "determinism", "default", sep="\t")
+    print("name", "version", "classes", "size_px", "precisions", "default", sep="\t")
     for name, artefact in artefacts.items():
         manifest = artefact.manifest
         size = "x".join(map(str, reversed(manifest.image_size)))
-        row = (name, artefact.version, manifest.num_classes, size, manifest.determinism)
+        precisions = ",".join(manifest.precisions) or "none"
+        row = (name, artefact.version, manifest.num_classes, size, precisions)
         print(*row, "yes" if name == default else "no", sep="\t")
 
 

@@ -13,26 +13,36 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cat_serve.contract import Batch
+from cat_serve.contract import Batch, Precision
 from cat_serve.errors import ArtefactError
 from cat_serve.files import sha256_of, write_text
 from cat_serve.latents import latents_from_seeds
 
-FORMAT = "cat-serve-manifest-1"
+FORMAT = "cat-serve-manifest-2"
 MANIFEST_NAME = "manifest.json"
-MODEL_NAME = "model.onnx"
+GRAPH_NAMES: dict[Precision, str] = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
+STUDIO_NAME = "studio.onnx"
 GOLDEN_NAME = "golden.png"
+EXPORT = "python -m export.onnx"
 
 Determinism = Literal["bytes", "latent"]
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file that is executed or compared: its hash and what it is."""
+    """One file that is executed or compared: its hash and what it is.
+
+    Attributes:
+        precision: of a graph: float16 or float32 in trunk and heads.
+        decoder_precision: of a graph: the same of its VAE decoder.
+        determinism: of a graph: `bytes` if a row's bytes were seen not to depend on its batch, else `latent`.
+    """
 
     sha256: str
     size_bytes: int
-    precision: str | None = None
+    precision: Precision | None = None
+    decoder_precision: Precision | None = None
+    determinism: Determinism | None = None
 
 
 @dataclass(frozen=True)
@@ -42,14 +52,14 @@ class Golden:
     The file is a PNG of the images below each other, one per (class_id, seed) pair.
 
     Attributes:
-        max_levels: how far one uint8 value may be off on another machine.
+        max_levels: for each precision, how far one uint8 value may be off on another machine.
     """
 
     file: str
     class_id: tuple[int, ...]
     seed: tuple[int, ...]
     truncation_psi: tuple[float, ...]
-    max_levels: int
+    max_levels: dict[Precision, int]
 
     def batch(self, z_shape: tuple[int, ...]) -> Batch:
         """Return the inputs of the golden images."""
@@ -68,8 +78,8 @@ class Manifest:
         z_shape: shape of one latent, without the batch.
         image_size: (height, width) in px.
         psi: what truncation_psi means: {"meaning": "w_lerp" or "none", "neutral": float}.
-        determinism: `bytes` if a row's bytes were seen not to depend on its batch, else `latent`.
-        parity: the report of the comparison that let the artefact through.
+        stages: images per row that the studio graph returns; 0 if there is none.
+        parity: for each graph, the report of the comparison that let it through.
         source: the checkpoint's sha256, how it was trained, and licences.
     """
 
@@ -80,7 +90,7 @@ class Manifest:
     image_size: tuple[int, int]
     max_batch: int
     golden: Golden
-    determinism: Determinism
+    stages: int = 0
     psi: dict[str, Any] = field(default_factory=lambda: {"meaning": "w_lerp", "neutral": 1.0})
     parity: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
@@ -90,6 +100,11 @@ class Manifest:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Return the precisions of the plain graphs there are."""
+        return tuple(precision for precision, name in GRAPH_NAMES.items() if name in self.files)
 
     def save(self, folder: Path) -> None:
         write_text(folder / MANIFEST_NAME, json.dumps(asdict(self), indent=1) + "\n")
@@ -103,14 +118,25 @@ class Artefact:
     manifest: Manifest
     version: str
 
-    @property
-    def model_path(self) -> Path:
-        return self.folder / MODEL_NAME
+    def graph(self, precision: Precision) -> tuple[Path, FileRecord]:
+        """Return the plain graph of a precision, and what the manifest says of it.
+
+        Raises:
+            ArtefactError: this artefact was exported without it; another one is never taken instead.
+        """
+        name = GRAPH_NAMES[precision]
+        if name not in self.manifest.files:
+            there = ", ".join(self.manifest.precisions) or "no graph"
+            raise ArtefactError(
+                f"The model {self.manifest.model!r} has no {name}: it was exported with {there}.",
+                hint=f"{EXPORT} checkpoints/{self.manifest.model}.safetensors --precision fp32 fp16",
+            )
+        return self.folder / name, self.manifest.files[name]
 
 
-def record(path: Path, precision: str | None = None) -> FileRecord:
-    """Return what the manifest says of one file."""
-    return FileRecord(sha256_of(path), path.stat().st_size, precision)
+def record(path: Path, **facts: Any) -> FileRecord:
+    """Return what the manifest says of one file; `facts` are the fields beyond hash and size."""
+    return FileRecord(sha256_of(path), path.stat().st_size, **facts)
 
 
 def load_artefact(folder: Path) -> Artefact:
@@ -148,7 +174,8 @@ def _parse(path: Path) -> Manifest:
             raise ArtefactError(
                 f"The manifest of {path.parent.parent.name!r} has format {values.get('format')!r}, "
                 f"not {FORMAT!r}.",
-                hint="export the model again with this version of the package",
+                hint=f"export it again with this version of the package: "
+                f"{EXPORT} checkpoints/{path.parent.parent.name}.safetensors --repository FOLDER",
             )
         if unknown := values.keys() - {f.name for f in fields(Manifest)}:
             raise ValueError(f"unknown keys {sorted(unknown)}")

@@ -1,9 +1,10 @@
-"""Export a checkpoint as one ONNX graph with a manifest beside it.
+"""Export a checkpoint as ONNX graphs with a manifest beside them.
 
     python -m export.onnx checkpoints/fashion-32.safetensors --repository model_repository
 
-The graph holds mapping, truncation, trunk, VAE decoder and rounding. It gets its name only after ONNX Runtime
-gave the images that torch gives, on fixed seeds, within the budget.
+A graph holds mapping, truncation, trunk, VAE decoder and rounding. There is a plain one per precision, and a
+studio one (mixtures of classes, images of every stage). The export gets its name only after ONNX Runtime gave,
+with every graph, the images that torch gives in float32, on fixed seeds, within the budget of its precision.
 """
 
 from __future__ import annotations
@@ -12,169 +13,87 @@ import argparse
 import os
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
+
+from cat_serve.contract import Precision
 
 if TYPE_CHECKING:
-    from cat_serve.manifest import Determinism, Golden
+    from cat_serve.manifest import FileRecord, Golden
     from cat_serve.model.checkpoint import Checkpoint
-    from cat_serve.model.fused import FusedModel
-    from export.parity import Engine
+    from export.graphs import Graph
 
-OPSET = 20
 MAX_BATCH = 64
-INVARIANCE_SIZES = (2, 3, 7, 16, MAX_BATCH)
+PARITY_CLASSES = 32
 GOLDEN_IMAGES = 10
-GOLDEN_MAX_LEVELS = 2
+# At least this far another machine may be off; more where this machine already needs half of it.
+GOLDEN_LEVELS: dict[Precision, int] = {"fp32": 2, "fp16": 16}
 CARD_NAME = "card.md"
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
-def write_graph(model: FusedModel, path: Path) -> None:
-    """Trace the fused model with a dynamic batch and write it as ONNX."""
-    import logging
-    import warnings
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is exported, and how much of it is compared.
 
-    import torch
-
-    from cat_serve.contract import INPUT_NAMES, OUTPUT_NAMES
-
-    config = model.generator.config
-    example = (
-        torch.randn(2, config.z_dim),
-        torch.zeros(2, dtype=torch.int64),
-        torch.ones(2),
-    )
-    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
-    logging.getLogger("torch.onnx").setLevel(
-        logging.ERROR
-    )  # it misses torchvision, which we do not use
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations inside the exporter
-        program = torch.onnx.export(
-            model,
-            example,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(INPUT_NAMES),
-            output_names=list(OUTPUT_NAMES),
-            dynamic_shapes=({0: batch}, {0: batch}, {0: batch}),
-            verbose=False,
-        )
-    assert program is not None
-    program.save(str(path))
-
-
-def onnx_engine(path: Path) -> Engine:
-    """Run a graph in ONNX Runtime on the CPU."""
-    import onnxruntime
-
-    from cat_serve.contract import OUTPUT_NAMES, Batch, Output
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-    def run(batch: Batch) -> Output:
-        images, ok = session.run(list(OUTPUT_NAMES), batch.feeds())
-        return Output(images, ok)
-
-    return run
-
-
-def prove(model: FusedModel, graph: Path) -> dict[str, Any]:
-    """Compare graph and module on fixed seeds; return the report.
-
-    Raises:
-        ParityError: beyond the budget of fp32.
+    Attributes:
+        precisions: of the plain graphs.
+        decoder_precision: of the VAE decoder in fp16 graphs.
+        studio_precision: of the studio graph; None leaves it out.
+        max_batch: the largest batch a service may send.
+        parity_classes: classes that every graph is compared on, three images each.
     """
-    import numpy as np
-    from tqdm import tqdm
 
-    from export.parity import batch_invariant, compare, in_batches, probe_batch, require
-
-    config = model.generator.config
-    batch = probe_batch(config.num_classes, (config.z_dim,))
-    engine = onnx_engine(graph)
-    with tqdm(total=3, desc="parity", unit="step") as progress:
-        reference = in_batches(model.run, batch, MAX_BATCH)
-        progress.update()
-        difference = compare(reference, in_batches(engine, batch, MAX_BATCH))
-        progress.update()
-        require(difference, "fp32", "The ONNX graph")
-        invariance = batch_invariant(engine, batch, INVARIANCE_SIZES)
-        progress.update()
-    versions = {name: metadata.version(name) for name in ("torch", "onnxruntime")}
-    return {
-        "reference": f"torch {versions['torch']}, float32",
-        "candidate": f"onnxruntime {versions['onnxruntime']}, CPUExecutionProvider",
-        "difference": difference.to_dict(),
-        "batch_invariance_max_levels": {str(size): worst for size, worst in invariance.items()},
-        "classes": len(np.unique(batch.class_id)),
-        "truncation_psi": sorted(set(batch.truncation_psi.tolist())),
-    }
+    precisions: Sequence[Precision] = PRECISIONS
+    decoder_precision: Precision = "fp16"
+    studio_precision: Precision | None = "fp16"
+    max_batch: int = MAX_BATCH
+    parity_classes: int = PARITY_CLASSES
 
 
-def make_golden(graph: Path, checkpoint: Checkpoint, folder: Path) -> Golden:
-    """Write the golden images, made by ONNX Runtime, and describe them."""
-    import numpy as np
-
-    from cat_serve.images import encode_png, grid
-    from cat_serve.manifest import GOLDEN_NAME, Golden
-
-    classes = len(checkpoint.class_names)
-    chosen = np.linspace(0, classes - 1, min(classes, GOLDEN_IMAGES)).astype(int).tolist()
-    golden = Golden(
-        file=GOLDEN_NAME,
-        class_id=tuple(chosen),
-        seed=tuple(range(len(chosen))),
-        truncation_psi=(1.0,) * len(chosen),
-        max_levels=GOLDEN_MAX_LEVELS,
-    )
-    output = onnx_engine(graph)(golden.batch((checkpoint.generator.config.z_dim,)))
-    (folder / GOLDEN_NAME).write_bytes(encode_png(grid(output.images, columns=1)))
-    return golden
-
-
-def export(checkpoint_path: Path, repository: Path, version: int = 1) -> Path:
+def export(
+    checkpoint_path: Path,
+    repository: Path,
+    version: int = 1,
+    options: ExportOptions | None = None,
+) -> Path:
     """Export into `repository/<name>/<version>/`; an older export there is replaced only at the end.
 
     Returns:
         The version folder.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        ParityError: a graph differs from torch beyond the budget of its precision; nothing is written.
     """
-    import numpy as np
-
     from cat_serve.files import sha256_of
-    from cat_serve.manifest import MODEL_NAME, Manifest, record
+    from cat_serve.manifest import Manifest, record
     from cat_serve.model.checkpoint import load_checkpoint
-    from cat_serve.model.fused import FusedModel
-    from export.parity import probe_batch, rows
+    from export.graphs import plan
 
+    options = options or ExportOptions()
     checkpoint = load_checkpoint(checkpoint_path)
-    model = FusedModel.from_checkpoint(checkpoint)
     config = checkpoint.generator.config
+    graphs = plan(options.precisions, options.decoder_precision, options.studio_precision)
     target = repository / checkpoint.name / str(version)
-    workspace = target.with_name(f".{version}.{os.getpid()}.tmp")
-    workspace.mkdir(parents=True)
-    try:
-        graph = workspace / MODEL_NAME
-        write_graph(model, graph)
-        report = prove(model, graph)
-        golden = make_golden(graph, checkpoint, workspace)
-        sample = onnx_engine(graph)(
-            rows(probe_batch(config.num_classes, (config.z_dim,)), np.s_[:1])
-        )
+    with replacing(target) as workspace:
+        files, parity = write_and_prove(checkpoint, graphs, workspace, options)
+        plain = [graph for graph in graphs if not graph.is_studio]
+        golden, image_size = make_golden(plain, checkpoint, workspace)
         Manifest(
             model=checkpoint.name,
-            files={
-                MODEL_NAME: record(graph, "fp32"),
-                golden.file: record(workspace / golden.file),
-            },
+            files=files | {golden.file: record(workspace / golden.file)},
             class_names=checkpoint.class_names,
             z_shape=(config.z_dim,),
-            image_size=(sample.images.shape[1], sample.images.shape[2]),
-            max_batch=MAX_BATCH,
+            image_size=image_size,
+            max_batch=options.max_batch,
             golden=golden,
-            determinism=determinism(report),
-            parity=report,
+            stages=config.stages if options.studio_precision else 0,
+            parity=parity,
             source={"checkpoint_sha256": sha256_of(checkpoint_path)} | checkpoint.training,
             made_with={
                 n: metadata.version(n) for n in ("torch", "onnx", "onnxscript", "diffusers")
@@ -182,15 +101,82 @@ def export(checkpoint_path: Path, repository: Path, version: int = 1) -> Path:
         ).save(workspace)
         if (target / CARD_NAME).exists():
             shutil.copy2(target / CARD_NAME, workspace)
-        replace_folder(workspace, target)
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
     return target
 
 
-def determinism(report: dict[str, Any]) -> Determinism:
-    """Return `bytes` if no row changed with the size of its batch."""
-    return "bytes" if not any(report["batch_invariance_max_levels"].values()) else "latent"
+def write_and_prove(
+    checkpoint: Checkpoint, graphs: Sequence[Graph], folder: Path, options: ExportOptions
+) -> tuple[dict[str, FileRecord], dict[str, Any]]:
+    """Write every graph and let it through the gate; return the records and reports by file name."""
+    from tqdm import tqdm
+
+    from cat_serve.manifest import record
+    from export.gate import Gate, determinism
+    from export.graphs import write_graph
+    from export.parity import rows
+
+    gate = Gate(checkpoint, options.max_batch, options.parity_classes)
+    files: dict[str, FileRecord] = {}
+    parity: dict[str, Any] = {}
+    with tqdm(total=2 * len(graphs), unit="step") as progress:
+        for graph in graphs:
+            path = folder / graph.name
+            progress.set_description(f"trace {graph.name}")
+            example = rows(gate.inputs(graph.is_studio), slice(2))
+            write_graph(graph.build(checkpoint), example, path)
+            progress.update()
+            progress.set_description(f"prove {graph.name}")
+            parity[graph.name] = gate.prove(graph, path)
+            for file in graph.files(folder):
+                files[file.name] = record(
+                    file,
+                    precision=graph.precision,
+                    decoder_precision=graph.decoder_precision,
+                    determinism=determinism(parity[graph.name]),
+                )
+            progress.update()
+    return files, parity
+
+
+def make_golden(
+    graphs: Sequence[Graph], checkpoint: Checkpoint, folder: Path
+) -> tuple[Golden, tuple[int, int]]:
+    """Write the golden images, made by the first graph, and describe them.
+
+    Returns:
+        The description, with the tolerance of each graph's precision, and the images' height and width.
+    """
+    import numpy as np
+
+    from cat_serve.images import encode_png, grid
+    from cat_serve.manifest import GOLDEN_NAME, Golden
+    from export.graphs import onnx_engine
+    from export.parity import compare, in_batches
+
+    classes = len(checkpoint.class_names)
+    chosen = np.linspace(0, classes - 1, min(classes, GOLDEN_IMAGES)).astype(int).tolist()
+    seeds, psi = tuple(range(len(chosen))), (1.0,) * len(chosen)
+    golden = Golden(GOLDEN_NAME, tuple(chosen), seeds, psi, max_levels={})
+    batch = golden.batch((checkpoint.generator.config.z_dim,))
+    outputs = {g.precision: in_batches(onnx_engine(folder / g.name), batch, 2) for g in graphs}
+    images = outputs[graphs[0].precision]
+    for precision, output in outputs.items():
+        worst = compare(images, output).max_levels
+        golden.max_levels[precision] = max(GOLDEN_LEVELS[precision], 2 * worst)
+    (folder / GOLDEN_NAME).write_bytes(encode_png(grid(images.images, columns=1)))
+    return golden, (images.images.shape[1], images.images.shape[2])
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `target` if the block ends well."""
+    workspace = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    workspace.mkdir(parents=True)
+    try:
+        yield workspace
+        replace_folder(workspace, target)
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
 
 
 def replace_folder(source: Path, target: Path) -> None:
@@ -206,9 +192,20 @@ def replace_folder(source: Path, target: Path) -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m export.onnx", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint written by training.train")
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
-    parser.add_argument("--version", type=int, default=1, help="number of the version folder")
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="a checkpoint written by training.train")
+    add("--repository", type=Path, default=Path("model_repository"))
+    add("--version", type=int, default=1, help="number of the version folder")
+    add("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS,
+        help="of the plain graphs: model.onnx is fp32, model.fp16.onnx fp16 (default: both)")  # fmt: skip
+    add("--decoder-precision", choices=PRECISIONS, default="fp16",
+        help="of the VAE decoder in fp16 graphs (default: %(default)s)")  # fmt: skip
+    add("--studio-precision", choices=(*PRECISIONS, "none"), default="fp16",
+        help="of studio.onnx; none leaves it out (default: %(default)s)")  # fmt: skip
+    add("--max-batch", type=int, default=MAX_BATCH, help="(default: %(default)s)")
+    add("--parity-classes", type=int, default=PARITY_CLASSES, metavar="N",
+        help="compare every graph on 3N images; fewer for a decoder that takes seconds an image "
+        "(default: %(default)s)")  # fmt: skip
     return parser
 
 
@@ -221,14 +218,28 @@ def main(argv: list[str] | None = None) -> int:
 
 def work(arguments: argparse.Namespace) -> dict[str, Any]:
     """Export as the arguments say; return what to report."""
+    from cat_serve.errors import InvalidInput
     from cat_serve.manifest import load_artefact
 
-    target = export(arguments.checkpoint, arguments.repository, arguments.version)
+    for name in ("max_batch", "parity_classes"):
+        if (value := getattr(arguments, name)) < 1:
+            raise InvalidInput(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
+    studio = arguments.studio_precision
+    options = ExportOptions(
+        precisions=arguments.precision,
+        decoder_precision=arguments.decoder_precision,
+        studio_precision=None if studio == "none" else studio,
+        max_batch=arguments.max_batch,
+        parity_classes=arguments.parity_classes,
+    )
+    target = export(arguments.checkpoint, arguments.repository, arguments.version, options)
     artefact = load_artefact(target)
+    graphs = {name: r for name, r in artefact.manifest.files.items() if r.precision}
     return {
         "folder": str(target),
         "version": artefact.version,
-        "determinism": artefact.manifest.determinism,
+        "size_bytes": {name: graph.size_bytes for name, graph in graphs.items()},
+        "determinism": {name: graph.determinism for name, graph in graphs.items()},
         "parity": artefact.manifest.parity,
     }
 

@@ -8,9 +8,9 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from cat_serve.contract import BATCH, Batch, Output, outputs
+from cat_serve.contract import BATCH, Batch, Output, Precision, outputs
 from cat_serve.errors import BackendError
-from cat_serve.manifest import Artefact
+from cat_serve.manifest import Artefact, Determinism
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 
@@ -23,11 +23,13 @@ class EngineOptions:
         provider: where ONNX Runtime computes.
         threads: threads of one forward pass; 0 leaves it to the engine.
         checkpoints: folder of the checkpoints, `<model>.safetensors`; only the torch engine needs it.
+        precision: which of the artefact's graphs; one that is not there is an error, never replaced.
     """
 
     provider: Provider = "cpu"
     threads: int = 0
     checkpoints: Path | None = None
+    precision: Precision = "fp32"
 
 
 class Backend(Protocol):
@@ -36,10 +38,14 @@ class Backend(Protocol):
     Attributes:
         name: the name it is chosen by (`onnxruntime`, `torch`, ...).
         artefact: the model it serves.
+        precision: of what it runs; decides how far its golden images may be off.
+        determinism: what is promised of it: `bytes` only where that was measured for this very file and device.
     """
 
     name: str
     artefact: Artefact
+    precision: Precision
+    determinism: Determinism
 
     def run(self, batch: Batch) -> Output:
         """Make images in one forward pass; blocking and safe to call from several threads.

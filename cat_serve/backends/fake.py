@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 
 from cat_serve.backends.base import EngineOptions, checked
-from cat_serve.contract import Batch, Output
-from cat_serve.manifest import Artefact
+from cat_serve.contract import Batch, Output, Precision
+from cat_serve.manifest import Artefact, Determinism
 
 
 class FakeBackend:
@@ -22,6 +22,8 @@ class FakeBackend:
     """
 
     name = "fake"
+    precision: Precision = "fp32"
+    determinism: Determinism = "bytes"
 
     def __init__(
         self,

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from cat_serve.backends.base import EngineOptions, Provider, checked
-from cat_serve.contract import BATCH, OUTPUT_NAMES, Batch, Output, TensorSpec, inputs, outputs
+from cat_serve.contract import (
+    BATCH,
+    OUTPUT_NAMES,
+    Batch,
+    Output,
+    Precision,
+    TensorSpec,
+    inputs,
+    outputs,
+)
 from cat_serve.errors import ArtefactError, BackendError, MissingDependency
-from cat_serve.manifest import Artefact
+from cat_serve.manifest import Artefact, Determinism
 
 # TF32 would be a precision of its own: float32 means float32. CPU stands last for single nodes that a GPU
 # provider does not take (shape arithmetic); that the first provider is in use is checked after loading.
@@ -36,9 +46,20 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
 
-    def __init__(self, artefact: Artefact, provider: Provider = "cpu", threads: int = 0) -> None:
+    def __init__(
+        self,
+        artefact: Artefact,
+        provider: Provider = "cpu",
+        threads: int = 0,
+        precision: Precision = "fp32",
+    ) -> None:
         self.artefact = artefact
-        self._session = open_session(artefact, provider, threads)
+        self.precision = precision
+        path, graph = artefact.graph(precision)
+        # what the export measured, it measured on the CPU
+        measured = graph.determinism if provider == "cpu" else None
+        self.determinism: Determinism = measured or "latent"
+        self._session = open_session(path, artefact.manifest.model, provider, threads)
         require_provider(self._session.get_providers(), provider)
         manifest = artefact.manifest
         require_tensors(self._session.get_inputs(), inputs(manifest.z_shape), manifest.model)
@@ -61,11 +82,11 @@ class OnnxRuntimeBackend:
 
 def open_backend(artefact: Artefact, options: EngineOptions) -> OnnxRuntimeBackend:
     """Open `artefact` as the registry does."""
-    return OnnxRuntimeBackend(artefact, options.provider, options.threads)
+    return OnnxRuntimeBackend(artefact, options.provider, options.threads, options.precision)
 
 
-def open_session(artefact: Artefact, provider: Provider, threads: int) -> Any:
-    """Load the graph.
+def open_session(path: Path, model: str, provider: Provider, threads: int) -> Any:
+    """Load the graph at `path`, of the model called `model`.
 
     Raises:
         MissingDependency: ONNX Runtime, or this build's support for the provider, is not installed.
@@ -87,12 +108,11 @@ def open_session(artefact: Artefact, provider: Provider, threads: int) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = threads
-    path = artefact.model_path
     try:
         session = ort.InferenceSession(str(path), options, providers=wanted)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise ArtefactError(
-            f"ONNX Runtime cannot load the model {artefact.manifest.model!r}: "
+            f"ONNX Runtime cannot load the model {model!r}: "
             f"{str(error).replace(str(path), path.name)}",
             hint="export it again: python -m export.onnx --help",
         ) from error

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from cat_serve.backends.base import EngineOptions, checked
-from cat_serve.contract import Batch, Output
-from cat_serve.errors import ArtefactError, BackendError, MissingDependency
+from cat_serve.contract import Batch, Output, Precision
+from cat_serve.errors import ArtefactError, BackendError, InvalidInput, MissingDependency
 from cat_serve.files import sha256_of
-from cat_serve.manifest import Artefact
+from cat_serve.manifest import Artefact, Determinism
 
 CHECKPOINT_HASH = "checkpoint_sha256"
 
@@ -18,6 +18,8 @@ class TorchBackend:
     """The fused module on the CPU, in float32."""
 
     name = "torch"
+    precision: Precision = "fp32"
+    determinism: Determinism = "latent"  # nobody measures it at export
 
     def __init__(self, artefact: Artefact, checkpoint: Path, threads: int = 0) -> None:
         self.artefact = artefact
@@ -49,7 +51,17 @@ class TorchBackend:
 
 
 def open_backend(artefact: Artefact, options: EngineOptions) -> TorchBackend:
-    """Open `artefact` as the registry does."""
+    """Open `artefact` as the registry does.
+
+    Raises:
+        InvalidInput: another precision than float32 is wanted.
+        ArtefactError: the checkpoint is not there, or another one.
+    """
+    if options.precision != "fp32":
+        raise InvalidInput(
+            f"The torch backend computes in fp32, not in {options.precision}.",
+            hint="use the onnxruntime backend for fp16, or set CAT_SERVE_PRECISION (--precision) to fp32",
+        )
     if options.checkpoints is None:
         raise ArtefactError(
             "The torch backend runs checkpoints, and nothing says where they are.",

@@ -1,21 +1,29 @@
-"""Generator, truncation, VAE decoder and rounding as one module with the tensor contract of the service."""
+"""Generator, truncation, VAE decoder and rounding as one module with a tensor contract of the service."""
 
 from __future__ import annotations
 
 import copy
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from cat_serve.contract import Batch, Output
+from cat_serve.contract import (
+    WEIGHT_SUM_TOLERANCE,
+    Batch,
+    Output,
+    Precision,
+    StudioBatch,
+    StudioOutput,
+)
 from cat_serve.model.checkpoint import Checkpoint
 from cat_serve.model.decoder import Decoder, to_uint8
 from cat_serve.model.generator import Generator
 from cat_serve.model.layers import EqualizedLinear
 
 
-class FusedModel(nn.Module):
-    """(z, class_id, truncation_psi) -> (images, ok); see `cat_serve.contract`."""
+class _Fused(nn.Module):
+    """What the plain and the studio form share: the parts, their precision, and pixels from latents."""
 
     def __init__(self, generator: Generator, decoder: Decoder) -> None:
         super().__init__()
@@ -24,10 +32,36 @@ class FusedModel(nn.Module):
         self.num_classes = generator.config.num_classes
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> FusedModel:
-        """Fuse a checkpoint's parts; the checkpoint itself is left as it is."""
-        generator = fold_equalized(copy.deepcopy(checkpoint.generator))
-        return cls(generator, Decoder(copy.deepcopy(checkpoint.vae))).eval().requires_grad_(False)
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint, trunk: Precision = "fp32", decoder: Precision = "fp32"
+    ) -> Self:
+        """Fuse a checkpoint's parts; the checkpoint itself is left as it is.
+
+        Args:
+            trunk: precision of blocks and heads; mapping, norms and rounding are float32 always.
+            decoder: precision of the VAE decoder. A halved module is for tracing: a CPU takes minutes for it.
+        """
+        model = cls(
+            fold_equalized(copy.deepcopy(checkpoint.generator)),
+            Decoder(copy.deepcopy(checkpoint.vae)),
+        )
+        if trunk == "fp16":
+            model.generator.blocks.half()
+            model.generator.heads.half()
+        if decoder == "fp16":
+            model.decoder.halve()
+        return model.eval().requires_grad_(False)
+
+    def render(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode latents [N, C, h, w] to uint8 [N, H, W, 3]; bool [N] says where every value was finite."""
+        images = self.decoder(latents).float()
+        finite = torch.isfinite(images)
+        pixels = to_uint8(torch.where(finite, images, torch.zeros_like(images)))
+        return pixels, finite.flatten(1).all(dim=1)
+
+
+class FusedModel(_Fused):
+    """(z, class_id, truncation_psi) -> (images, ok); see `cat_serve.contract`."""
 
     def forward(self, z: Tensor, class_id: Tensor, truncation_psi: Tensor) -> tuple[Tensor, Tensor]:
         """Make images; a bad row gives ok = False and harms no other row.
@@ -39,20 +73,69 @@ class FusedModel(nn.Module):
             images uint8 [B, H, W, 3], and ok bool [B]: class and psi in range, and every decoded value finite
             before the clamp (uint8 would hide it).
         """
-        class_ok = (class_id >= 0) & (class_id < self.num_classes)
-        psi_ok = (truncation_psi >= 0) & (truncation_psi <= 1)  # False for NaN
-        psi = torch.where(psi_ok, truncation_psi, torch.ones_like(truncation_psi))
+        class_ok = in_range(class_id, self.num_classes)
+        psi, psi_ok = usable_psi(truncation_psi)
         latents = self.generator(z, class_id.clamp(0, self.num_classes - 1), psi)
-        images = self.decoder(latents).float()
-        finite = torch.isfinite(images)
-        ok = class_ok & psi_ok & finite.flatten(1).all(dim=1)
-        return to_uint8(torch.where(finite, images, torch.zeros_like(images))), ok
+        images, finite = self.render(latents)
+        return images, class_ok & psi_ok & finite
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Output:
         """Run a batch of arrays on the CPU."""
         images, ok = self(*(torch.from_numpy(array) for array in batch.feeds().values()))
         return Output(images.numpy(), ok.numpy())
+
+
+class StudioModel(_Fused):
+    """(z, class_id, class_weight, truncation_psi) -> (images, ok, stage_images); see `cat_serve.contract`."""
+
+    def forward(
+        self, z: Tensor, class_id: Tensor, class_weight: Tensor, truncation_psi: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Make images of mixtures of classes, and of every stage; a bad row harms no other.
+
+        Args:
+            z: float32 [B, z_dim]; class_id: int64 [B, S]; class_weight: float32 [B, S];
+            truncation_psi: float32 [B].
+
+        Returns:
+            images uint8 [B, H, W, 3]; ok bool [B], which also needs weights >= 0 with a sum of 1 and every
+            class of a weight above 0 in range; stage_images uint8 [B, K, H, W, 3].
+        """
+        used_ok = (in_range(class_id, self.num_classes) | (class_weight == 0)).all(dim=1)
+        weight, weight_ok = usable_weights(class_weight)
+        psi, psi_ok = usable_psi(truncation_psi)
+        w = self.generator.mix(z, class_id.clamp(0, self.num_classes - 1), weight, psi)
+        stages = torch.stack(self.generator.synthesis(w), dim=1)
+        images, finite = self.render(stages.flatten(0, 1))
+        count = self.generator.config.stages
+        stage_images = images.unflatten(0, (-1, count))
+        ok = used_ok & weight_ok & psi_ok & finite.unflatten(0, (-1, count)).all(dim=1)
+        return stage_images[:, -1], ok, stage_images
+
+    @torch.inference_mode()
+    def run(self, batch: StudioBatch) -> StudioOutput:
+        """Run a batch of arrays on the CPU."""
+        images, ok, stages = self(*(torch.from_numpy(array) for array in batch.feeds().values()))
+        return StudioOutput(images.numpy(), ok.numpy(), stages.numpy())
+
+
+def in_range(class_id: Tensor, num_classes: int) -> Tensor:
+    """Say which class ids exist."""
+    return (class_id >= 0) & (class_id < num_classes)
+
+
+def usable_psi(truncation_psi: Tensor) -> tuple[Tensor, Tensor]:
+    """Return psi with 1 in the place of values outside 0..1 or NaN, and which rows were right."""
+    ok = (truncation_psi >= 0) & (truncation_psi <= 1)  # False for NaN
+    return torch.where(ok, truncation_psi, torch.ones_like(truncation_psi)), ok
+
+
+def usable_weights(class_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weights [B, S] with equal shares in the place of bad rows, and which rows were right [B]."""
+    total = class_weight.sum(dim=1)
+    ok = (class_weight >= 0).all(dim=1) & ((total - 1).abs() <= WEIGHT_SUM_TOLERANCE)
+    return torch.where(ok.unsqueeze(1), class_weight, torch.ones_like(class_weight)), ok
 
 
 def fold_equalized(generator: Generator) -> Generator:

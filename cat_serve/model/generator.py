@@ -42,7 +42,10 @@ class Mapping(nn.Module):
 
     def forward(self, z: Tensor, class_id: Tensor) -> Tensor:
         """Map z float32 [B, z_dim] and class_id int64 [B] to w float32 [B, C]."""
-        embedding = functional.embedding(class_id, self.class_embedding)
+        return self.from_embedding(z, functional.embedding(class_id, self.class_embedding))
+
+    def from_embedding(self, z: Tensor, embedding: Tensor) -> Tensor:
+        """Map z float32 [B, z_dim] and a class embedding e_y float32 [B, class_dim] to w float32 [B, C]."""
         normalised = (rms_norm(embedding, MAPPING_EPS), rms_norm(z.float(), MAPPING_EPS))
         return self.second(functional.silu(self.first(torch.cat(normalised, dim=-1))))
 
@@ -101,6 +104,12 @@ class Head(nn.Module):
         return self.project(modulate(u, scale, shift[0] if shift else None))
 
 
+def truncate_toward(center: Tensor, w: Tensor, truncation_psi: Tensor) -> Tensor:
+    """Return (1 - psi) * center + psi * w; center and w [B, C], psi [B]; exact at psi = 0 and 1."""
+    psi = truncation_psi.unsqueeze(-1)
+    return (1 - psi) * center + psi * w
+
+
 class Generator(nn.Module):
     """The whole generator, with the per-class running mean of w that truncation aims at."""
 
@@ -148,8 +157,26 @@ class Generator(nn.Module):
 
     def truncate(self, w: Tensor, class_id: Tensor, truncation_psi: Tensor) -> Tensor:
         """Move w toward its class mean: (1 - psi) * w_avg[y] + psi * w; exact at psi = 0 and 1."""
-        psi = truncation_psi.unsqueeze(-1)
-        return (1 - psi) * functional.embedding(class_id, self.w_avg) + psi * w
+        return truncate_toward(functional.embedding(class_id, self.w_avg), w, truncation_psi)
+
+    def mix(
+        self, z: Tensor, class_id: Tensor, class_weight: Tensor, truncation_psi: Tensor
+    ) -> Tensor:
+        """Return w of a mixture: the weighted mean of class embeddings, truncated toward that of `w_avg`.
+
+        Args:
+            z: float32 [B, z_dim].
+            class_id: int64 [B, S], 0..num_classes-1.
+            class_weight: float32 [B, S], >= 0, not all 0 in a row.
+            truncation_psi: float32 [B].
+
+        Returns:
+            float32 [B, C]; with one weight 1 and the others 0 exactly what `forward` uses for that class.
+        """
+        share = (class_weight / class_weight.sum(-1, keepdim=True)).unsqueeze(-1)
+        embedding = (share * functional.embedding(class_id, self.mapping.class_embedding)).sum(1)
+        w_avg = (share * functional.embedding(class_id, self.w_avg)).sum(1)
+        return truncate_toward(w_avg, self.mapping.from_embedding(z, embedding), truncation_psi)
 
     def synthesis(self, w: Tensor) -> list[Tensor]:
         """Run the trunk on w [B, C]; return h_1..h_K, where h_k = h_{k-1} + unpatchify(head_k(u))."""

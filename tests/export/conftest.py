@@ -8,7 +8,7 @@ import torch
 from cat_serve.model.checkpoint import Checkpoint, save_checkpoint
 from cat_serve.model.config import GeneratorConfig
 from cat_serve.model.generator import Generator
-from export.onnx import export
+from export.onnx import ExportOptions, export
 from training.train_vae import VaeTraining, build_vae
 
 CLASS_NAMES = ("apple", "boat", "cat", "door", "egg")
@@ -37,5 +37,11 @@ def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def version_folder(checkpoint_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An exported tiny model; tests must not change it."""
-    return export(checkpoint_path, tmp_path_factory.mktemp("repository"))
+    """An exported tiny model, its studio in float32; tests must not change it."""
+    options = ExportOptions(studio_precision="fp32")
+    return export(checkpoint_path, tmp_path_factory.mktemp("repository"), options=options)
+
+
+@pytest.fixture(scope="session")
+def shipped_folder(project_root: Path) -> Path:
+    return project_root / "model_repository" / "fashion-32" / "1"

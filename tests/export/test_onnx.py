@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,17 +11,18 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from cat_serve.contract import Batch, inputs, outputs
+from cat_serve.contract import Batch, inputs, outputs, studio_inputs, studio_outputs
 from cat_serve.errors import ArtefactError, CheckpointError, ParityError
-from cat_serve.manifest import load_artefact
+from cat_serve.manifest import GRAPH_NAMES, STUDIO_NAME, load_artefact
 from cat_serve.model.checkpoint import load_checkpoint
 from cat_serve.model.fused import FusedModel
-from export import onnx as export_onnx
-from export.onnx import export, main, onnx_engine
-from export.parity import compare, probe_batch, rows
+from export import graphs
+from export.graphs import onnx_engine
+from export.onnx import ExportOptions, export, main
 
 ONNX_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64",
                "tensor(uint8)": "uint8", "tensor(bool)": "bool"}  # fmt: skip
+NAMES = (*GRAPH_NAMES.values(), STUDIO_NAME)
 
 
 def some_batch(size: int, seed: int = 3) -> Batch:
@@ -32,24 +34,38 @@ def some_batch(size: int, seed: int = 3) -> Batch:
     )
 
 
-def test_graph_has_exactly_the_tensors_of_the_contract(version_folder: Path) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_graph_has_exactly_the_tensors_of_the_contract(version_folder: Path, name: str) -> None:
     import onnxruntime
 
-    artefact = load_artefact(version_folder)
-    session = onnxruntime.InferenceSession(str(artefact.model_path))
-    manifest = artefact.manifest
-    for specs, values in (
-        (inputs(manifest.z_shape), session.get_inputs()),
-        (outputs(manifest.image_size), session.get_outputs()),
-    ):
+    manifest = load_artefact(version_folder).manifest
+    session = onnxruntime.InferenceSession(str(version_folder / name))
+    wanted = (inputs(manifest.z_shape), outputs(manifest.image_size))
+    if name == STUDIO_NAME:
+        wanted = (
+            studio_inputs(manifest.z_shape),
+            studio_outputs(manifest.image_size, manifest.stages),
+        )
+    for specs, values in zip(wanted, (session.get_inputs(), session.get_outputs()), strict=True):
         got = [(v.name, ONNX_DTYPES[v.type], tuple(v.shape)) for v in values]
         assert got == [(s.name, s.dtype, s.shape) for s in specs]
 
 
-def test_graph_is_valid_and_of_the_stated_opset(version_folder: Path) -> None:
-    model = onnx.load(version_folder / "model.onnx")
+@pytest.mark.parametrize("name", NAMES)
+def test_graph_is_valid_and_of_the_stated_opset(version_folder: Path, name: str) -> None:
+    model = onnx.load(version_folder / name)
     onnx.checker.check_model(model, full_check=True)
     assert {entry.domain: entry.version for entry in model.opset_import}[""] == 20
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_graph_tells_nothing_of_the_machine_that_made_it(
+    version_folder: Path, shipped_folder: Path, project_root: Path, name: str
+) -> None:
+    for folder in (version_folder, shipped_folder):
+        content = (folder / name).read_bytes()
+        assert str(project_root).encode() not in content
+        assert b"stack_trace" not in content
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 64])
@@ -123,11 +139,19 @@ def test_manifest_tells_what_was_measured(version_folder: Path) -> None:
     assert manifest.model == "tiny-random"
     assert manifest.class_names == ("apple", "boat", "cat", "door", "egg")
     assert (manifest.z_shape, manifest.image_size) == ((64,), (32, 32))
-    assert manifest.parity["difference"]["max_levels"] <= 1
-    assert manifest.parity["difference"]["images"] == 15
-    assert set(manifest.files) == {"model.onnx", "golden.png"}
-    worst = manifest.parity["batch_invariance_max_levels"].values()
-    assert (manifest.determinism == "bytes") == (max(worst) == 0)
+    assert set(manifest.files) == {*NAMES, "golden.png"}
+    assert set(manifest.parity) == set(NAMES)
+    assert manifest.parity["model.onnx"]["difference"]["max_levels"] <= 1
+    assert (manifest.stages, manifest.precisions) == (3, ("fp32", "fp16"))
+    precisions = [manifest.files[name].precision for name in NAMES]
+    assert precisions == ["fp32", "fp16", "fp32"]
+    for name in NAMES:
+        report = manifest.parity[name]
+        assert report["difference"]["images"] == 15
+        assert report["difference"]["not_ok"] == 0
+        assert set(report["batch_invariance_max_levels"]) == {"2", "3", "7", "16", "64"}
+        worst = max(report["batch_invariance_max_levels"].values())
+        assert (manifest.files[name].determinism == "bytes") == (worst == 0)
     assert len(artefact.version) == 12
 
 
@@ -137,28 +161,34 @@ def test_golden_images_are_those_of_the_graph(version_folder: Path) -> None:
     artefact = load_artefact(version_folder)
     golden = artefact.manifest.golden
     stacked = np.asarray(Image.open(version_folder / golden.file))
-    output = onnx_engine(artefact.model_path)(golden.batch(artefact.manifest.z_shape))
+    batch = golden.batch(artefact.manifest.z_shape)
+    output = onnx_engine(version_folder / "model.onnx")(batch)
     assert output.ok.all()
     assert np.array_equal(stacked.reshape(output.images.shape), output.images)
+    half = onnx_engine(version_folder / "model.fp16.onnx")(batch)
+    worst = np.abs(half.images.astype(int) - output.images).max()
+    assert 2 * worst <= golden.max_levels["fp16"]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_corrupted_weight_fails_parity_and_leaves_no_artefact(
-    checkpoint_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any
 ) -> None:
-    write_graph = export_onnx.write_graph
+    write_graph = graphs.write_graph
 
-    def corrupting(model: FusedModel, path: Path) -> None:
-        write_graph(model, path)
+    def corrupting(model: FusedModel, example: Batch, path: Path) -> None:
+        write_graph(model, example, path)
         graph = onnx.load(path)
         weight = max(graph.graph.initializer, key=lambda t: np.prod(t.dims))
         values = numpy_helper.to_array(weight).copy()
+        assert values.dtype == {"fp32": np.float32, "fp16": np.float16}[precision]
         values.reshape(-1)[: values.size // 4] *= 1.5
         weight.CopyFrom(numpy_helper.from_array(values, weight.name))
         onnx.save(graph, path)
 
-    monkeypatch.setattr(export_onnx, "write_graph", corrupting)
+    monkeypatch.setattr(graphs, "write_graph", corrupting)
     with pytest.raises(ParityError, match="differs too much"):
-        export(checkpoint_path, tmp_path)
+        export(checkpoint_path, tmp_path, options=ExportOptions((precision,), "fp16", None))
     assert list(tmp_path.rglob("*.*")) == []
 
 
@@ -172,7 +202,8 @@ def test_the_command_replaces_the_old_export_and_keeps_its_card(
     shutil.copytree(version_folder, target)
     (target / "card.md").write_text("measured")
     (target / "stale.txt").write_text("old")
-    assert main([str(checkpoint_path), "--repository", str(tmp_path), "--version", "3"]) == 0
+    command = [str(checkpoint_path), "--repository", str(tmp_path), "--version", "3"]
+    assert main([*command, "--precision", "fp32", "--studio-precision", "none"]) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["folder"] == str(target)
     assert summary["version"] == load_artefact(target).version
@@ -180,7 +211,10 @@ def test_the_command_replaces_the_old_export_and_keeps_its_card(
     assert sorted(path.name for path in target.iterdir()) == [
         "card.md", "golden.png", "manifest.json", "model.onnx",
     ]  # fmt: skip
-    assert load_artefact(target).version == load_artefact(version_folder).version
+    graph = "model.onnx"
+    first, again = (load_artefact(folder).manifest.files for folder in (version_folder, target))
+    assert again[graph] == first[graph]
+    assert load_artefact(target).manifest.stages == 0
 
 
 def test_a_missing_checkpoint_is_one_clear_line(
@@ -216,25 +250,3 @@ def test_only_checkpoints_are_exported(tmp_path: Path) -> None:
     torch.save({"generator": torch.zeros(3)}, path)
     with pytest.raises(CheckpointError, match="damaged, or no checkpoint"):
         export(path, tmp_path)
-
-
-def test_probe_covers_every_class_and_three_psi() -> None:
-    batch = probe_batch(10, (64,))
-    pairs = {
-        (int(c), round(float(p), 3))
-        for c, p in zip(batch.class_id, batch.truncation_psi, strict=True)
-    }
-    assert pairs == {(c, p) for c in range(10) for p in (1.0, 0.7, 0.0)}
-    assert len(probe_batch(1000, (64,))) == 96
-
-
-def test_comparison_counts_levels(version_folder: Path) -> None:
-    engine = onnx_engine(version_folder / "model.onnx")
-    output = engine(rows(some_batch(2), slice(0, 1)))
-    off = output.images.copy()
-    off[0, 0, 0, 0] = off[0, 0, 0, 0] - 3 if off[0, 0, 0, 0] > 3 else off[0, 0, 0, 0] + 3
-    difference = compare(output, type(output)(off, output.ok))
-    pixels = 32 * 32 * 3
-    assert difference.max_levels == 3
-    assert difference.share_differing == pytest.approx(1 / pixels)
-    assert difference.psnr_db == pytest.approx(10 * np.log10(255**2 * pixels / 9))
