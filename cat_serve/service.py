@@ -1,4 +1,4 @@
-"""The service without HTTP: models that were proved before they answer, and one image at a time.
+"""The service without HTTP: models that were proved before they answer, and requests for their images.
 
 Nothing here imports an engine's package; engines are opened by name in `cat_serve.backends`.
 """
@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -18,22 +17,18 @@ from functools import cached_property
 import numpy as np
 
 from cat_serve.backends.base import Backend
+from cat_serve.batching import Batcher, Limits
 from cat_serve.classes import Classes
 from cat_serve.contract import Batch, Output
-from cat_serve.errors import (
-    BackendUnavailable,
-    BadOutput,
-    CatServeError,
-    Overloaded,
-    UnknownModel,
-)
+from cat_serve.errors import BackendUnavailable, BadOutput, CatServeError, UnknownModel
 from cat_serve.golden import check_golden
-from cat_serve.latents import latents_from_seeds
-from cat_serve.manifest import Artefact
+from cat_serve.latents import latents_from_seeds, seed_range
+from cat_serve.manifest import Artefact, Determinism
 
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
+MAX_SHOWN_SEEDS = 8
 
 BackendFactory = Callable[[Artefact], Backend]
 
@@ -66,59 +61,39 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image: everything that its bytes depend on."""
+    """Images of one class: everything that their bytes depend on. Image i has seed + i."""
 
     model: ServedModel
     class_id: int
     seed: int
     truncation_psi: float
+    n: int = 1
 
-    def batch(self) -> Batch:
-        """Return the request as inputs of one row."""
+    def __len__(self) -> int:
+        return self.n
+
+    @property
+    def seeds(self) -> range:
+        return seed_range(self.seed, self.n)
+
+    def batch(self, start: int, stop: int) -> Batch:
+        """See `Rows.batch`."""
+        rows = stop - start
         return Batch(
-            latents_from_seeds([self.seed], self.model.artefact.manifest.z_shape),
-            np.array([self.class_id], dtype=np.int64),
-            np.array([self.truncation_psi], dtype=np.float32),
+            latents_from_seeds(self.seeds[start:stop], self.model.artefact.manifest.z_shape),
+            np.full(rows, self.class_id, dtype=np.int64),
+            np.full(rows, self.truncation_psi, dtype=np.float32),
         )
 
 
 @dataclass(frozen=True)
-class GeneratedImage:
-    """uint8 [H, W, 3], and where the time went."""
+class GeneratedImages:
+    """uint8 [n, H, W, 3], what is promised of its bytes, and where the time went; see `Made`."""
 
     pixels: np.ndarray
+    determinism: Determinism
     queue_ms: float
     generate_ms: float
-
-
-class Gate:
-    """Let a few in at once, let some wait, and turn the rest away immediately."""
-
-    def __init__(self, places: int, waiting: int) -> None:
-        self._free = asyncio.Semaphore(places)
-        self._limit = places + waiting
-        self.inside = 0
-
-    @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """Hold a place.
-
-        Raises:
-            Overloaded: the waiting room is full.
-        """
-        if self.inside >= self._limit:
-            raise Overloaded(
-                f"{self.inside} requests are being served or waiting already.",
-                hint=f"try again in {RETRY_AFTER_S} s",
-                limit=self._limit,
-                retry_after_s=RETRY_AFTER_S,
-            )
-        self.inside += 1
-        try:
-            async with self._free:
-                yield
-        finally:
-            self.inside -= 1
 
 
 class Service:
@@ -128,8 +103,8 @@ class Service:
         artefacts: the models to serve, by name.
         default: the model of requests that name none.
         open_backend: loads one model on its engine; blocking.
-        concurrency: forward passes at the same time.
-        max_waiting: requests that may wait for one.
+        concurrency: forward passes at the same time, of all models together.
+        limits: how large requests, passes and queues may be.
     """
 
     def __init__(
@@ -138,9 +113,10 @@ class Service:
         default: str,
         open_backend: BackendFactory,
         concurrency: int = 2,
-        max_waiting: int = 64,
+        limits: Limits | None = None,
     ) -> None:
         self.default = default
+        self.limits = limits or Limits()
         self.models = {
             name: ServedModel(artefact, Classes(name, artefact.manifest.class_names))
             for name, artefact in artefacts.items()
@@ -151,7 +127,8 @@ class Service:
         self.settled = asyncio.Event()
         self._open_backend = open_backend
         self._backends: dict[str, Backend] = {}
-        self._gate = Gate(concurrency, max_waiting)
+        self._batchers: dict[str, Batcher] = {}
+        self._slots = asyncio.Semaphore(concurrency)
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="engine")
 
     async def start(self) -> None:
@@ -159,7 +136,10 @@ class Service:
         loop = asyncio.get_running_loop()
         try:
             for name, model in self.models.items():
-                await loop.run_in_executor(self._threads, self._load, name, model.artefact)
+                backend = await loop.run_in_executor(
+                    self._threads, self._load, name, model.artefact
+                )
+                self._batchers[name] = Batcher(backend, self._threads, self._slots, self.limits)
         except CatServeError as error:
             self._fail(error, error.message)
         except Exception as error:
@@ -189,24 +169,28 @@ class Service:
             )
         return self.models[name]
 
-    async def generate(self, request: ImageRequest) -> GeneratedImage:
-        """Make one image, off the event loop.
+    async def generate(self, request: ImageRequest) -> GeneratedImages:
+        """Make the images, off the event loop. Cancelled, it takes back those that were not started.
 
         Raises:
             BackendUnavailable: not ready, or failed.
-            Overloaded: too many requests wait already.
+            Overloaded: too many images wait already.
             BackendError: the engine failed.
             BadOutput: it made something that must not be shown.
         """
-        asked = time.perf_counter()
-        backend = self._backend(request.model.name)
-        async with self._gate.place():
-            started = time.perf_counter()
-            loop = asyncio.get_running_loop()
-            output = await loop.run_in_executor(self._threads, _run, backend, request)
-            done = time.perf_counter()
-        require_showable(output, request)
-        return GeneratedImage(output.images[0], 1e3 * (started - asked), 1e3 * (done - started))
+        made = await self._batcher(request.model.name).submit(request)
+        require_showable(made.output, request)
+        return GeneratedImages(
+            made.output.images,
+            self.determinism(request.model.name),
+            made.queue_ms,
+            made.generate_ms,
+        )
+
+    def determinism(self, name: str) -> Determinism:
+        """Return what is promised of a model's bytes; no more than `latent` before its engine is loaded."""
+        backend = self._backends.get(name)
+        return backend.artefact.manifest.determinism if backend is not None else "latent"
 
     def stop_accepting(self) -> None:
         """Report not ready from now on; requests that still come are served until the server closes."""
@@ -214,8 +198,10 @@ class Service:
             self.phase, self.reason = Phase.STOPPING, "the server is shutting down"
 
     async def close(self) -> None:
-        """Wait for the forward passes in flight, then free the engines."""
+        """Make what waits, then free the engines."""
         self.stop_accepting()
+        for batcher in self._batchers.values():
+            await batcher.close()
         await asyncio.to_thread(self._threads.shutdown, wait=True)
         while self._backends:
             self._backends.popitem()[1].close()
@@ -224,45 +210,44 @@ class Service:
         self.phase, self.reason, self.failure = Phase.FAILED, reason.rstrip("."), error
         logger.info("not ready: %s", self.reason)
 
-    def _load(self, name: str, artefact: Artefact) -> None:
+    def _load(self, name: str, artefact: Artefact) -> Backend:
         started = time.perf_counter()
         backend = self._open_backend(artefact)
         self._backends[name] = backend
         check_golden(backend)
         spent_ms = 1e3 * (time.perf_counter() - started)
         logger.info("loaded %s@%s in %.0f ms", name, artefact.version, spent_ms)
+        return backend
 
-    def _backend(self, name: str) -> Backend:
-        if self.phase in (Phase.STARTING, Phase.FAILED) or name not in self._backends:
+    def _batcher(self, name: str) -> Batcher:
+        if self.phase in (Phase.STARTING, Phase.FAILED) or name not in self._batchers:
             raise BackendUnavailable(
                 f"The service is not ready: {self.reason}.",
                 hint="GET /readyz says when it is",
                 retry_after_s=RETRY_AFTER_S,
             )
-        return self._backends[name]
-
-
-def _run(backend: Backend, request: ImageRequest) -> Output:
-    return backend.run(request.batch())
+        return self._batchers[name]
 
 
 def require_showable(output: Output, request: ImageRequest) -> None:
-    """Refuse an image that the graph flagged, or that has one colour only.
+    """Refuse images that the graph flagged, or that have one colour only.
 
     Raises:
-        BadOutput: naming the seed.
+        BadOutput: naming the seeds.
     """
-    image = output.images[0]
-    constant = bool((image == image[0, 0]).all())
-    if bool(output.ok[0]) and not constant:
+    constant = (output.images == output.images[:, :1, :1]).all(axis=(1, 2, 3))
+    bad = np.flatnonzero(constant | ~output.ok)
+    if not len(bad):
         return
-    what = "an image of a single colour" if constant else "an image that it marks as not ok"
+    seeds = [request.seeds[row] for row in bad]
+    what = "of a single colour" if constant[bad].all() else "marked as not ok"
+    shown = ", ".join(map(str, seeds[:MAX_SHOWN_SEEDS])) + (", ..." * (len(bad) > MAX_SHOWN_SEEDS))
     raise BadOutput(
-        f"The model {request.model.name} made {what} for class {request.class_id}, "
-        f"seed {request.seed}, truncation_psi {request.truncation_psi}.",
-        hint="try another seed; if all fail, the artefact or the device is damaged",
+        f"The model {request.model.name} made images {what} for class {request.class_id}, "
+        f"truncation_psi {request.truncation_psi}, seed {shown}.",
+        hint="try other seeds; if all fail, the artefact or the device is damaged",
         model=request.model.label,
         class_id=request.class_id,
-        seeds=[request.seed],
+        seeds=seeds,
         truncation_psi=request.truncation_psi,
     )

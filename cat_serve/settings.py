@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cat_serve.errors import InvalidInput
@@ -47,7 +47,22 @@ class Settings(RepositorySettings):
     )
     threads: int = Field(0, ge=0, description="threads of one forward pass; 0: the engine decides")
     concurrency: int = Field(2, ge=1, description="forward passes at the same time")
-    max_waiting: int = Field(64, ge=0, description="requests that may wait; one more gets 429")
+    max_images_per_request: int = Field(
+        64, ge=1, description="largest n of a request; a larger one gets 422"
+    )
+    max_queued_images: int = Field(
+        256, ge=1, description="images of one model that may wait; a request beyond that gets 429"
+    )
+    max_batch: int = Field(
+        16, ge=1, description="images in one forward pass; the model's own limit holds too"
+    )
+    batch_delay_ms: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="milliseconds that a forward pass that is not full waits for more images",
+    )
     shutdown_delay_s: float = Field(
         0.0,
         ge=0,
@@ -60,6 +75,14 @@ class Settings(RepositorySettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="what is logged to stderr"
     )
+
+    @field_validator("max_queued_images")
+    @classmethod
+    def _holds_the_largest_request(cls, value: int, info: ValidationInfo) -> int:
+        largest = info.data.get("max_images_per_request", 0)
+        if value < largest:
+            raise ValueError(f"it must be at least max_images_per_request, which is {largest}")
+        return value
 
 
 def explain(error: ValidationError) -> InvalidInput:

@@ -13,13 +13,13 @@ from fastapi_offline import FastAPIOffline
 from cat_serve import __version__
 from cat_serve.backends import open_backend
 from cat_serve.backends.base import EngineOptions
+from cat_serve.batching import Limits
 from cat_serve.manifest import Artefact
 from cat_serve.repository import choose_default, find_repository, load_models
 from cat_serve.service import BackendFactory, Service
 from cat_serve.settings import Settings
-from cat_serve.web import problems, schemas
+from cat_serve.web import generate, problems, routes, schemas
 from cat_serve.web.middleware import BodyLimit, RequestId
-from cat_serve.web.routes import router
 
 DESCRIPTION = """One-step class-conditional images.
 
@@ -54,17 +54,23 @@ def create_app(
         choose_default(artefacts, settings.model),
         open_engine or engine_opener(settings),
         settings.concurrency,
-        settings.max_waiting,
+        Limits(
+            settings.max_images_per_request,
+            settings.max_queued_images,
+            settings.max_batch,
+            settings.batch_delay_ms,
+        ),
     )
     app: FastAPI = FastAPIOffline(  # the documentation page must not need other hosts
         title="cat-serve", version=__version__, description=DESCRIPTION, lifespan=_lifespan
     )
     app.state.service = service
-    app.include_router(router)
+    app.include_router(generate.router)
+    app.include_router(routes.router)
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestId)  # added last, so outermost: refusals carry an id too
-    problems.install(app, schemas.ACCEPTED)
-    _document_problems(app)
+    problems.install(app, schemas.accepted(settings.max_images_per_request))
+    _document(app)
     return app
 
 
@@ -85,14 +91,17 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await service.close()
 
 
-def _document_problems(app: FastAPI) -> None:
-    """Add the schema of problems to the OpenAPI document."""
+def _document(app: FastAPI) -> None:
+    """Add the schemas that no route declares to the OpenAPI document: problems, and images as JSON."""
     make = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = make()
         parts = document["components"]["schemas"]
-        parts["Problem"] = schemas.Problem.model_json_schema()
+        for model in (schemas.Problem, schemas.ImagesAnswer):
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            parts |= schema.pop("$defs", {})
+            parts[model.__name__] = schema
         parts.pop("HTTPValidationError", None)
         parts.pop("ValidationError", None)
         return document

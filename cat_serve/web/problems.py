@@ -46,14 +46,16 @@ PROBLEMS: dict[str, Kind] = {
     "ambiguous_class":     Kind(422, "Several classes have this name"),
     "bad_seed":            Kind(422, "The seed is not in the accepted range"),
     "bad_truncation_psi":  Kind(422, "truncation_psi is not in the accepted range"),
-    "bad_format":          Kind(422, "The image format is not available"),
+    "bad_n":               Kind(422, "The number of images is not in the accepted range"),
+    "bad_format":          Kind(422, "The image format is not available, or cannot hold the image"),
+    "bad_response":        Kind(422, "The form of the answer is not available"),
     "bad_model":           Kind(422, "The model's name is not a name"),
     "body_too_large":      Kind(413, "The body is too large"),
     "unknown_model":       Kind(404, "There is no such model"),
     "not_found":           Kind(404, "There is no such address"),
     "method_not_allowed":  Kind(405, "This address does not take this method"),
     # the request may be sent again as it is
-    "overloaded":          Kind(429, "Too many requests are waiting"),
+    "overloaded":          Kind(429, "Too many images are waiting"),
     "not_ready":           Kind(503, "The service is not ready"),
     "backend_unavailable": Kind(503, "No engine can take the request"),
     # the server's fault

@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from cat_serve.images import Format
 from cat_serve.latents import MAX_SEED
+from cat_serve.web.answers import Form
 from cat_serve.web.problems import PROBLEMS
 
 MAX_NAME_CHARACTERS = 100
@@ -16,9 +18,16 @@ ACCEPTED = {
     "class": f"a class index or name of at most {MAX_NAME_CHARACTERS} characters",
     "seed": f"an integer from 0 to {MAX_SEED}",
     "truncation_psi": "a number from 0 to 1",
-    "format": "'png'",
+    "n": "an integer from 1 to the server's limit, which /models tells",
+    "format": "'png', 'jpeg', 'webp' or 'npy'",
+    "response": "'image', 'json', 'zip' or 'grid'",
     "model": f"a model name of at most {MAX_NAME_CHARACTERS} characters",
 }
+
+
+def accepted(max_images_per_request: int) -> dict[str, str]:
+    """Return what each parameter accepts on a server with this limit."""
+    return {**ACCEPTED, "n": f"an integer from 1 to {max_images_per_request}"}
 
 
 def _no_boolean(value: object) -> object:
@@ -40,10 +49,11 @@ ClassText = Annotated[
 
 
 class GenerateParameters(BaseModel):
-    """Parameters of one image, in the query or as a JSON body."""
+    """Parameters of one image or several, in the query or as a JSON body."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={
-        "examples": [{"class": 7, "seed": 1, "truncation_psi": 0.7}],
+        "examples": [{"class": 7, "seed": 1, "truncation_psi": 0.7},
+                     {"class": "ankle boot", "seed": 1, "n": 16, "format": "webp", "response": "grid"}],
     })  # fmt: skip
 
     class_: ClassText | None = Field(
@@ -71,7 +81,25 @@ class GenerateParameters(BaseModel):
         description="1: as trained; towards 0: nearer to the mean of the class, 0: the mean itself.",
         examples=[0.7],
     )
-    format: Literal["png"] = Field("png", description="Image format.")
+    n: Annotated[int, BeforeValidator(_no_boolean)] = Field(
+        1,
+        ge=1,
+        description="Number of images; image i has `seed` + i. `/models` tells the largest.",
+        examples=[16],
+    )
+    format: Format = Field(
+        "png",
+        description="Of every image, or of the grid. `png`, `webp` and `npy` (an array for NumPy) are "
+        "lossless, `jpeg` has quality 90.",
+        examples=["webp"],
+    )
+    response: Form | None = Field(
+        None,
+        description="`image`: one image, the default for n = 1; with `format=npy` also several, as one array "
+        "[n, H, W, 3]. `grid`: all in one picture, row by row, the default for n > 1. `zip`: one file per "
+        "image. `json`: base64, with seeds.",
+        examples=["zip"],
+    )
     model: str | None = Field(
         None,
         min_length=1,
@@ -99,6 +127,51 @@ class ClassesAnswer(BaseModel):
     models: list[ModelClasses]
 
 
+class EncodedImage(BaseModel):
+    seed: int
+    base64: str = Field(description="a file of `media_type`")
+
+
+class ImagesAnswer(BaseModel):
+    """What `response=json` gives: the parameters that the images also carry themselves, and the images."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={
+        "examples": [{
+            "model": "fashion-32", "version": "0123456789ab", "class": 9, "class_name": "ankle boot",
+            "seed": 1, "n": 2, "truncation_psi": 1.0, "media_type": "image/png",
+            "images": [{"seed": 1, "base64": "iVBORw0KGgo..."}, {"seed": 2, "base64": "iVBORw0KGgo..."}],
+        }],
+    })  # fmt: skip
+
+    model: str
+    version: str
+    class_: int = Field(alias="class")
+    class_name: str
+    seed: int = Field(description="of the first image")
+    n: int
+    truncation_psi: float
+    media_type: str = Field(description="of every image")
+    images: list[EncodedImage]
+
+
+class ModelFile(BaseModel):
+    """One file of a model; what is null does not concern it."""
+
+    sha256: str
+    size_bytes: int
+    precision: str | None = None
+    decoder_precision: str | None = None
+    determinism: str | None = None
+
+
+class ModelLimits(BaseModel):
+    """How much this server takes on."""
+
+    max_images_per_request: int = Field(description="largest `n`")
+    max_batch: int = Field(description="images in one forward pass")
+    max_queued_images: int = Field(description="images that may wait; beyond it 429")
+
+
 class ModelCard(BaseModel):
     """What is known of a model; parity and source come from its manifest as they are."""
 
@@ -108,10 +181,15 @@ class ModelCard(BaseModel):
     num_classes: int
     image_size: tuple[int, int] = Field(description="height, width in pixels")
     z_shape: list[int]
-    determinism: Literal["bytes", "latent"]
+    determinism: Literal["bytes", "latent"] = Field(
+        description="`latent` also while the model is not loaded yet"
+    )
     truncation_psi: dict[str, Any] = Field(description="what the parameter means for this model")
     parity: dict[str, Any]
     source: dict[str, Any]
+    files: dict[str, ModelFile] = Field(description="every file that is executed or compared")
+    parameters: dict[str, str] = Field(description="what each parameter of /generate accepts")
+    limits: ModelLimits
 
 
 class ModelsAnswer(BaseModel):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ import httpx
 import pytest
 
 from cat_serve.backends.fake import FakeBackend
+from cat_serve.contract import Batch
 from cat_serve.images import encode_png, grid
 from cat_serve.manifest import GOLDEN_NAME, Artefact, Golden, Manifest, load_artefact, record
 from cat_serve.settings import Settings
@@ -71,10 +74,48 @@ def shipped(project_root: Path) -> Artefact:
     return load_artefact(project_root / "model_repository" / "fashion-32" / "1")
 
 
+class Steps:
+    """Holds every forward pass of an engine back until the test allows it.
+
+    Use it as a fake engine's `before`.
+    """
+
+    WAIT_S = 20
+
+    def __init__(self) -> None:
+        self.entered = 0
+        self._allowed = threading.Semaphore(0)
+
+    def __call__(self, batch: Batch) -> None:
+        self.entered += 1
+        assert self._allowed.acquire(timeout=self.WAIT_S)
+
+    def allow(self, passes: int = 1) -> None:
+        self._allowed.release(passes)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something holds, for a bounded time."""
+        async with asyncio.timeout(self.WAIT_S):
+            while not condition():
+                await asyncio.sleep(0.001)
+
+    async def until_entered(self, passes: int) -> None:
+        """Wait until so many passes have begun."""
+        await self.until(lambda: self.entered >= passes)
+
+
+@pytest.fixture
+def steps() -> Iterator[Steps]:
+    made = Steps()
+    yield made
+    made.allow(10_000)
+
+
 @dataclass
 class Running:
     """An application in this process, its engines by model name, and a client to it."""
 
+    app: Any
     client: httpx.AsyncClient
     service: Any
     engines: dict[str, FakeBackend]
@@ -113,7 +154,7 @@ def run_app(repository: Path, add_model: AddModel) -> RunApp:
         ):
             if wait:
                 await app.state.service.settled.wait()
-            yield Running(client, app.state.service, engines)
+            yield Running(app, client, app.state.service, engines)
 
     return run
 

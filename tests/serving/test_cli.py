@@ -59,6 +59,17 @@ def test_bad_setting_names_variable_flag_and_value(
         assert part in error
 
 
+def test_queue_that_cannot_hold_the_largest_request_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["serve", "--max-images-per-request", "257"]) == 2
+    error = capsys.readouterr().err
+    assert "--max-queued-images" in error
+    assert "at least max_images_per_request, which is 257" in error
+    settings = settings_of("serve", "--max-images-per-request", "9", "--max-queued-images", "9")
+    assert settings.max_queued_images == 9
+
+
 def test_unknown_flag_and_missing_command_are_usage_errors() -> None:
     for argv in (["serve", "--prot", "1"], [], ["fly"]):
         with pytest.raises(SystemExit) as caught:

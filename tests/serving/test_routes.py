@@ -14,7 +14,9 @@ import pytest
 
 from cat_serve.contract import Batch, Output
 from cat_serve.errors import BackendUnavailable
+from cat_serve.files import sha256_of
 from cat_serve.web.problems import PROBLEMS
+from cat_serve.web.schemas import ACCEPTED
 
 pytestmark = pytest.mark.anyio
 
@@ -36,7 +38,7 @@ async def test_classes_are_listed_by_index_and_name(run_app: Any, add_model: Any
 
 async def test_models_show_their_manifests(run_app: Any, add_model: Any) -> None:
     artefact = add_model(parity={"psnr_db": 61.0}, source={"licence": "MIT"})
-    async with run_app() as running:
+    async with run_app(max_images_per_request=9, max_queued_images=99) as running:
         card = (await running.client.get("/models")).json()["models"][0]
     assert card == {
         "name": "toy",
@@ -49,6 +51,17 @@ async def test_models_show_their_manifests(run_app: Any, add_model: Any) -> None
         "truncation_psi": {"meaning": "w_lerp", "neutral": 1.0},
         "parity": {"psnr_db": 61.0},
         "source": {"licence": "MIT"},
+        "files": {
+            "golden.png": {
+                "sha256": sha256_of(artefact.folder / "golden.png"),
+                "size_bytes": (artefact.folder / "golden.png").stat().st_size,
+                "precision": None,
+                "decoder_precision": None,
+                "determinism": None,
+            }
+        },
+        "parameters": {**ACCEPTED, "n": "an integer from 1 to 9"},
+        "limits": {"max_images_per_request": 9, "max_batch": 4, "max_queued_images": 99},
     }
 
 
@@ -56,11 +69,27 @@ async def test_openapi_documents_class_examples_and_every_code(running: Any) -> 
     document = (await running.client.get("/openapi.json")).json()
     operation = document["paths"]["/generate"]["post"]
     parameters = {parameter["name"]: parameter for parameter in operation["parameters"]}
-    assert list(parameters) == ["class", "seed", "truncation_psi", "format", "model"]
+    assert list(parameters) == [
+        "class",
+        "seed",
+        "truncation_psi",
+        "n",
+        "format",
+        "response",
+        "model",
+    ]
     assert "index" in parameters["class"]["description"]
     assert parameters["class"]["schema"]["examples"]
     assert "application/problem+json" in operation["responses"]["422"]["content"]
-    assert "image/png" in operation["responses"]["200"]["content"]
+    assert list(operation["responses"]["200"]["content"]) == [
+        "image/png",
+        "image/jpeg",
+        "image/webp",
+        "application/x-npy",
+        "application/zip",
+        "application/json",
+    ]
+    assert "EncodedImage" in document["components"]["schemas"]
     problem = document["components"]["schemas"]["Problem"]
     assert problem["properties"]["code"]["enum"] == list(PROBLEMS)
     assert "HTTPValidationError" not in str(document)
@@ -159,8 +188,8 @@ async def test_close_waits_for_work_in_flight_and_frees_the_engines(run_app: Any
     async with run_app() as running:
         running.engine.before = lambda batch: time.sleep(0.3)
         working = asyncio.create_task(running.client.post("/generate?class=1"))
-        while running.service._gate.inside == 0:
-            await asyncio.sleep(0)
+        while len(running.engine.batches) == 2:  # warm-up and golden images
+            await asyncio.sleep(0.001)
         await running.service.close()
         assert (await working).status_code == 200
         assert running.engine.closed

@@ -35,12 +35,19 @@ from cat_serve.repository import load_models
 from cat_serve.settings import Settings
 from cat_serve.web.server import serve
 
-def slow(batch):
-    if len(batch) == 1:
-        time.sleep(1)
+repository, port, seen = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+passes = 0
 
-repository, port = Path(sys.argv[1]), int(sys.argv[2])
-serve(Settings(port=port), load_models(repository), lambda artefact: FakeBackend(artefact, before=slow))
+def slow(batch):
+    global passes
+    passes += 1
+    if passes > 2:  # warm-up and golden images
+        with seen.open("a") as rows:
+            rows.write("x" * len(batch))
+        time.sleep(0.5)
+
+settings = Settings(port=port, concurrency=3)
+serve(settings, load_models(repository), lambda artefact: FakeBackend(artefact, before=slow))
 """
 
 ONE_REQUEST = """
@@ -218,12 +225,14 @@ def test_sigterm_is_seen_at_once_and_the_server_leaves_cleanly(project_root: Pat
 
 
 def test_requests_in_flight_finish_after_sigterm(
-    project_root: Path, add_model: Any, repository: Path
+    project_root: Path, add_model: Any, repository: Path, tmp_path: Path
 ) -> None:
     add_model()
-    port = free_port()
+    port, seen = free_port(), tmp_path / "seen"
+    seen.touch()
     answers: list[int] = []
-    with server(project_root, port, "-c", SLOW_SERVER, str(repository), str(port)) as running:
+    arguments = ("-c", SLOW_SERVER, str(repository), str(port), str(seen))
+    with server(project_root, port, *arguments) as running:
         address = running.client.base_url.join("/generate?class=1")
         threads = [
             threading.Thread(target=lambda: answers.append(httpx.post(address).status_code))
@@ -231,7 +240,10 @@ def test_requests_in_flight_finish_after_sigterm(
         ]
         for thread in threads:
             thread.start()
-        time.sleep(0.4)
+        deadline = time.monotonic() + START_S
+        while seen.stat().st_size < 3:  # all are in the engine
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         code, _, err = running.stop()
         for thread in threads:
             thread.join()
@@ -259,7 +271,7 @@ def test_model_that_misses_its_golden_images_ends_the_server(
     add_model()
     script = SLOW_SERVER.replace("before=slow", "after=lambda a: type(a)(a.images ^ 1, a.ok)")
     result = subprocess.run(
-        [sys.executable, "-c", script, str(repository), str(free_port())],
+        [sys.executable, "-c", script, str(repository), str(free_port()), "unused"],
         cwd=project_root,
         capture_output=True,
         text=True,
