@@ -190,7 +190,7 @@ class Service:
     def determinism(self, name: str) -> Determinism:
         """Return what is promised of a model's bytes; no more than `latent` before its engine is loaded."""
         backend = self._backends.get(name)
-        return backend.artefact.manifest.determinism if backend is not None else "latent"
+        return backend.determinism if backend is not None else "latent"
 
     def stop_accepting(self) -> None:
         """Report not ready from now on; requests that still come are served until the server closes."""

@@ -42,6 +42,9 @@ class Settings(RepositorySettings):
     provider: Literal["cpu", "cuda", "tensorrt"] = Field(
         "cpu", description="where ONNX Runtime computes; never changed silently"
     )
+    precision: Literal["fp32", "fp16"] = Field(
+        "fp32", description="which graph of a model is run; one that a model lacks is an error"
+    )
     checkpoints: Path | None = Field(
         None, description="folder of <model>.safetensors, for the torch backend"
     )

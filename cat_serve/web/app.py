@@ -76,7 +76,9 @@ def create_app(
 
 def engine_opener(settings: Settings) -> BackendFactory:
     """Return what opens a model on the engine that the settings name."""
-    options = EngineOptions(settings.provider, settings.threads, settings.checkpoints)
+    options = EngineOptions(
+        settings.provider, settings.threads, settings.checkpoints, settings.precision
+    )
     return lambda artefact: open_backend(settings.backend, artefact, options)
 
 

@@ -27,7 +27,9 @@ AddModel = Callable[..., Artefact]
 
 def write_toy(folder: Path, class_names: tuple[str, ...], **changes: Any) -> Artefact:
     """Write a version folder whose golden images are the fake engine's."""
-    golden = Golden(GOLDEN_NAME, (0, 1, len(class_names) - 1), (0, 1, 2), (1.0, 0.5, 0.0), 0)
+    golden = Golden(
+        GOLDEN_NAME, (0, 1, len(class_names) - 1), (0, 1, 2), (1.0, 0.5, 0.0), {"fp32": 0}
+    )
     values: dict[str, Any] = {
         "model": folder.parent.name,
         "files": {},
@@ -36,7 +38,6 @@ def write_toy(folder: Path, class_names: tuple[str, ...], **changes: Any) -> Art
         "image_size": (8, 12),
         "max_batch": 4,
         "golden": golden,
-        "determinism": "bytes",
     }
     manifest = Manifest(**(values | changes))
     folder.mkdir(parents=True, exist_ok=True)

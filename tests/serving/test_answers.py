@@ -176,9 +176,11 @@ async def test_headers_tell_the_first_seed(running: Any, form: str) -> None:
     assert answer.headers["server-timing"].startswith("queue;dur=")
 
 
-async def test_model_without_byte_determinism_says_so(run_app: Any, add_model: Any) -> None:
-    add_model(determinism="latent")
-    async with run_app() as running:
+async def test_engine_without_byte_determinism_says_so(run_app: Any) -> None:
+    def only_latent(engine: FakeBackend) -> None:
+        engine.determinism = "latent"
+
+    async with run_app(prepare=only_latent) as running:
         assert (await post(running, "class=1&n=2")).headers["x-determinism"] == "latent"
         card = (await running.client.get("/models")).json()["models"][0]
         assert card["determinism"] == "latent"

@@ -98,7 +98,7 @@ def test_models_are_printed_as_a_table(
     add_model("zoo")
     assert main(["models", "--model-repository", str(repository), "--model", "zoo"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split("\t") == ["toy", artefact.version, "5", "12x8", "bytes", "no"]
+    assert lines[1].split("\t") == ["toy", artefact.version, "5", "12x8", "none", "no"]
     assert lines[2].endswith("\tyes")
 
 

@@ -161,7 +161,7 @@ async def test_wrong_golden_images_keep_the_service_from_ready(run_app: Any, spo
 
 async def test_golden_images_within_the_tolerance_are_right(run_app: Any, add_model: Any) -> None:
     artefact = add_model()
-    golden = dataclasses.replace(artefact.manifest.golden, max_levels=1)
+    golden = dataclasses.replace(artefact.manifest.golden, max_levels={"fp32": 1})
     add_model(golden=golden)
     async with run_app(prepare=off_by_one) as running:
         assert (await running.client.get("/readyz")).status_code == 200
