@@ -6,6 +6,7 @@ import difflib
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from cat_serve.errors import InvalidInput, UnknownClass
@@ -20,6 +21,12 @@ EXAMPLE_MODEL = (
 )
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
+
+
+def imagenet_names() -> tuple[str, ...]:
+    """Return the names of ImageNet's 1,000 classes by index; "crane" and "maillot" are each two classes."""
+    path = Path(__file__).with_name("imagenet_classes.txt")
+    return tuple(path.read_text(encoding="utf-8").splitlines())
 
 
 def fold(name: str) -> str:

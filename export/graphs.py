@@ -51,9 +51,13 @@ class Graph:
 
     def files(self, folder: Path) -> list[Path]:
         """Return the graph's file, and that of its weights if they are apart."""
-        path = folder / self.name
-        apart = path.with_name(path.name + EXTERNAL_DATA_SUFFIX)
-        return [path, apart] if apart.exists() else [path]
+        return files_of(folder / self.name)
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return a graph's file, and that of its weights if they are apart."""
+    apart = path.with_name(path.name + EXTERNAL_DATA_SUFFIX)
+    return [path, apart] if apart.exists() else [path]
 
 
 def plan(

@@ -1,0 +1,142 @@
+"""Write an ImageNet-shaped checkpoint of RANDOM weights: to try export and service before real weights exist.
+
+    python -m export.random_checkpoint --size S --vae path/to/sd-vae-ft-mse --out checkpoints
+
+The model is called cat-random-<px>, and its manifest says that its weights are random. Its images are noise. The
+decoder is a real one if --vae names a folder that diffusers wrote (an AutoencoderKL), else random too, in SD-VAE's
+shape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cat_serve.model.config import SIZES
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+    from cat_serve.model.checkpoint import Checkpoint
+    from cat_serve.model.config import GeneratorConfig
+
+SD_VAE_WIDTHS = (128, 256, 512, 512)
+SD_VAE_SCALING = 0.18215
+MEAN_OF = 16
+CHANGES = ("depth", "width", "heads")
+
+
+def random_vae(widths: tuple[int, ...], image_size: int) -> AutoencoderKL:
+    """Make a VAE of random weights that differs from SD-VAE in its widths alone."""
+    from diffusers import AutoencoderKL
+
+    levels = len(widths)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=widths,
+        layers_per_block=2,
+        latent_channels=4,
+        norm_num_groups=32,
+        sample_size=image_size,
+        scaling_factor=SD_VAE_SCALING,
+    ).eval()
+
+
+def random_checkpoint(
+    config: GeneratorConfig, vae: AutoencoderKL, image_size: int, vae_is: str, seed: int
+) -> Checkpoint:
+    """Make a checkpoint of random generator weights, its class means those of these weights.
+
+    Args:
+        vae_is: what the manifest says of the decoder's weights.
+    """
+    import torch
+
+    from cat_serve.classes import imagenet_names
+    from cat_serve.model.checkpoint import Checkpoint
+    from cat_serve.model.generator import Generator
+
+    torch.manual_seed(seed)
+    generator = Generator(config).eval().requires_grad_(False)
+    y = torch.arange(config.num_classes)
+    generator.w_avg.copy_(
+        sum(generator.mapping(torch.randn(len(y), config.z_dim), y) for _ in range(MEAN_OF))
+        / MEAN_OF
+    )
+    training = {
+        "weights": "random",
+        "note": "never trained: the generator's weights are random, and its images are noise",
+        "decoder": vae_is,
+        "seed": seed,
+    }
+    return Checkpoint(f"cat-random-{image_size}", generator, vae, imagenet_names(), training)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m export.random_checkpoint", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    add = parser.add_argument
+    add("--size", choices=SIZES, default="S", help="of the generator (default: %(default)s)")
+    for name in CHANGES:
+        add(f"--{name}", type=int, help=f"instead of the size's {name}")
+    add("--vae", type=Path, help="folder of a diffusers AutoencoderKL (default: random weights)")
+    add("--vae-widths", type=int, nargs="+", default=SD_VAE_WIDTHS, metavar="N",
+        help="block_out_channels of the random decoder (default: SD-VAE's, 128 256 512 512)")  # fmt: skip
+    add("--image-size", type=int, default=256, metavar="PX")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, default=Path("checkpoints"), help="folder (default: %(default)s)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    from cat_serve.commands import run_command
+
+    arguments = build_parser().parse_args(argv)
+    return run_command(lambda: work(arguments), extra="torch")
+
+
+def work(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Write the checkpoint that the arguments describe; return what to report."""
+    from cat_serve.errors import InvalidInput
+    from cat_serve.model.checkpoint import parameter_count, save_checkpoint
+    from cat_serve.model.config import generator_preset
+    from cat_serve.model.decoder import load_vae, vae_sha256
+
+    if arguments.vae is None:
+        import torch
+
+        torch.manual_seed(arguments.seed)
+        vae, vae_is = random_vae(tuple(arguments.vae_widths), arguments.image_size), "random"
+    else:
+        vae = load_vae(arguments.vae)
+        vae_is = f"{arguments.vae.name}, sha256 {vae_sha256(vae)}"
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    if arguments.image_size % factor:
+        raise InvalidInput(
+            f"Images of {arguments.image_size} px have no whole latents: this VAE divides by {factor}.",
+            hint=f"--image-size must be a multiple of {factor}",
+        )
+    changes = {n: getattr(arguments, n) for n in CHANGES if getattr(arguments, n) is not None}
+    config = generator_preset(
+        arguments.size,
+        latent_size=arguments.image_size // factor,
+        latent_channels=vae.config.latent_channels,
+        **changes,
+    )
+    checkpoint = random_checkpoint(config, vae, arguments.image_size, vae_is, arguments.seed)
+    path = arguments.out / f"{checkpoint.name}.safetensors"
+    save_checkpoint(path, checkpoint)
+    return {
+        "checkpoint": str(path),
+        "weights": "random",
+        "decoder": vae_is,
+        "generator_parameters": parameter_count(checkpoint.generator),
+        "decoder_parameters": parameter_count(vae.decoder),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
