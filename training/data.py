@@ -67,6 +67,7 @@ class Latents:
     """All moments in memory-mapped shards; every visit draws mean + std * n, then standardises each channel."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.index = Index.load(folder)
         try:
             self._shards = [np.load(folder / name, mmap_mode="r") for name in self.index.shards]

@@ -24,7 +24,7 @@ from training.data import Latents
 from training.discriminator import Discriminator
 from training.ema import ema_decay, update_ema
 from training.objective import Losses, Objective
-from training.photographs import Photographs
+from training.photographs import open_photographs
 from training.preview import save_previews
 from training.representation import open_alignment
 from training.state import load_state, save_state
@@ -73,7 +73,7 @@ class Run:
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
         width = config.discriminator.width
         self.alignment = open_alignment(config.representation, width, teacher_weights)
-        self.photographs = Photographs(data, photographs) if self.alignment else None
+        self.photographs = open_photographs(data, photographs) if self.alignment else None
         self.critic = nn.ModuleDict({"discriminator": self.discriminator})  # what D's step trains
         if self.alignment:
             self.critic["projector"] = self.alignment.projector

@@ -1,49 +1,36 @@
 """Encode a data set once: the VAE's posterior moments in shards, so that training never runs the encoder.
 
     python -m training.prepare --vae checkpoints/fashion-32.vae --out data/fashion-32
+    python -m training.prepare --images FOLDER --size 256 --vae sd-vae-ft-mse --out data/mine
 
-Shards are written whole and kept: an interrupted run goes on with the first shard that is missing.
+Shards are written whole and kept: an interrupted run goes on with the first shard that is missing. A broken
+image is named and left out.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
+from training.shards import Preparation, begin
+from training.sources import MAX_BROKEN, Source, add_source_arguments, open_source
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import AutoencoderKL
 
-SHARD_SIZE = 10_000
-PROGRESS_NAME = "progress.json"
+MOST_IN_A_BATCH = 100
+MOVABLE = ("root", "broken", "content")  # of an index's images: no part of what a source describes
 
 
-def encode(vae: AutoencoderKL, images: np.ndarray) -> np.ndarray:
-    """Return posterior moments, mean then standard deviation: uint8 [B, H, W, 3] -> float16 [B, 2C, h, w]."""
-    import torch
+def keep_finished(out: Path, vae_hash: str, source: Source) -> bool:
+    """Tell whether `out` holds whole data made by this VAE from these photographs.
 
-    from training.train_vae import to_unit
-
-    with torch.no_grad():
-        posterior = vae.encode(to_unit(images)).latent_dist
-    return torch.cat([posterior.mean, posterior.std], dim=1).numpy().astype(np.float16)
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Write one .npy file in one step."""
-    from cat_serve.files import written_whole
-
-    with written_whole(path) as temporary, temporary.open("wb") as stream:
-        np.save(stream, array)
-
-
-def is_finished(out: Path, vae_hash: str, count: int, source: dict[str, object]) -> bool:
-    """Tell whether `out` holds whole data made by this VAE from these photographs."""
+    A folder that was moved, or whose classes have other names, only has its index mended.
+    """
     from cat_serve.errors import DataError
     from training.data import Latents
 
@@ -51,91 +38,107 @@ def is_finished(out: Path, vae_hash: str, count: int, source: dict[str, object])
         index = Latents(out).index
     except DataError:  # not there, or damaged: made anew
         return False
-    return (index.vae_sha256, index.count, index.images) == (vae_hash, count, source)
+    made_of = (index.vae_sha256, index.count + index.images.get("broken", 0))
+    described, found = _identity(source.description), _identity(index.images)
+    if made_of != (vae_hash, len(source)) or described != found:
+        return False
+    mended = replace(
+        index, class_names=source.class_names, images={**index.images, **source.description}
+    )
+    if mended != index:
+        mended.save(out)
+    return True
 
 
-def begin(out: Path, settings: dict[str, object]) -> None:
-    """Keep the shards of an interrupted run with the same settings; remove those of any other."""
-    from cat_serve.files import write_text
-    from training.data import INDEX_NAME
-
-    out.mkdir(parents=True, exist_ok=True)
-    (out / INDEX_NAME).unlink(missing_ok=True)
-    progress = out / PROGRESS_NAME
-    wanted = json.dumps(settings)
-    if not progress.exists() or progress.read_text(encoding="utf-8") != wanted:
-        for stale in out.glob("latents-*.npy"):
-            stale.unlink()
-        write_text(progress, wanted)
+def _identity(images: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in images.items() if key not in MOVABLE}
 
 
 def prepare(
-    vae_path: Path, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...],
-    source: dict[str, object], out: Path, batch_size: int = 100,
-) -> None:  # fmt: skip
+    vae_path: Path,
+    source: Source,
+    out: Path,
+    batch_size: int | None = None,
+    max_broken: float = MAX_BROKEN,
+    device: str = "cpu",
+) -> None:
     """Write shards, labels and, last of all, the index. A finished folder is left as it is.
 
     Args:
-        images: uint8 [N, H, W, 3]; labels: int64 [N].
-        source: where the photographs are, so that others can find the photograph of a latent.
-    """
-    from tqdm import tqdm
+        batch_size: photographs that go through the VAE at a time; by default what fits.
+        max_broken: the share of photographs that may be broken; they are named and left out.
+        device: where the VAE runs.
 
-    from cat_serve.files import sha256_of
+    Raises:
+        DataError: more are broken, or all of a class.
+        InvalidInput: photographs of a side that the VAE cannot halve.
+        MissingDependency: there is no such device.
+    """
     from cat_serve.model.checkpoint import open_vae
-    from cat_serve.model.decoder import latent_affine, vae_sha256
-    from training.data import LABELS_NAME, Index
+    from cat_serve.model.decoder import vae_sha256
+    from training.vae import batch_size_for
 
     vae = open_vae(vae_path)
     vae_hash = vae_sha256(vae)
-    latents_mean, latents_std = latent_affine(vae)
-    count = len(images)
-    if is_finished(out, vae_hash, count, source):
+    require_whole_cells(vae, source.size_px)
+    if keep_finished(out, vae_hash, source):
         return
-    names = [f"latents-{i:05d}.npy" for i in range(-(-count // SHARD_SIZE))]
-    begin(
-        out,
-        {"vae_sha256": vae_hash, "count": count, "shard_size": SHARD_SIZE, "source": source},
-    )
-    missing = [name for name in names if not (out / name).exists()]
-    done = min(count, (len(names) - len(missing)) * SHARD_SIZE)
-    progress = tqdm(total=count, initial=done, unit="img", desc="prepare")
-    for name in missing:
-        first = int(name[8:13]) * SHARD_SIZE
-        parts = []
-        for start in range(first, min(first + SHARD_SIZE, count), batch_size):
-            stop = min(start + batch_size, first + SHARD_SIZE)
-            parts.append(encode(vae, images[start:stop]))
-            progress.update(len(parts[-1]))
-        write_array(out / name, np.concatenate(parts))
-    progress.close()
-    write_array(out / LABELS_NAME, labels.astype(np.int64))
-    made_from = json.dumps([vae_hash, sha256_of(out / LABELS_NAME), source])
-    Index(
-        vae_sha256=vae_hash,
-        latents_mean=latents_mean,
-        latents_std=latents_std,
-        class_names=class_names,
-        latent_channels=int(vae.config.latent_channels),
-        latent_size=images.shape[1] // 2 ** (len(vae.config.block_out_channels) - 1),
-        count=count,
-        shards=tuple(names),
-        images=source,
-        fingerprint=hashlib.sha256(made_from.encode()).hexdigest(),
-    ).save(out)
-    (out / PROGRESS_NAME).unlink()
+    vae = vae.to(open_device(device))
+    begin(out, vae_hash, len(source), _identity(source.description))
+    batch_size = batch_size or batch_size_for(source.size_px, MOST_IN_A_BATCH)
+    work = Preparation(vae, vae_hash, source, out, batch_size, max_broken)
+    work.run()
+    work.finish()
+
+
+def require_whole_cells(vae: AutoencoderKL, size_px: int) -> None:
+    """Refuse a side that the VAE's halvings do not divide."""
+    from cat_serve.errors import InvalidInput
+    from training.vae import shrinks
+
+    if size_px % (cell := shrinks(vae)):
+        raise InvalidInput(
+            f"The VAE makes one latent of {cell} x {cell} px, and {size_px} px do not divide by {cell}.",
+            hint=f"give --size {max(cell, size_px // cell * cell)}",
+        )
+
+
+def open_device(name: str) -> torch.device:
+    """Return a device that is there.
+
+    Raises:
+        InvalidInput: no such kind of device.
+        MissingDependency: this machine has none.
+    """
+    import torch
+
+    from cat_serve.errors import InvalidInput, MissingDependency
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidInput(f"No device {name!r}.", hint="cpu, cuda, or cuda:1") from error
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise MissingDependency(f"This machine has no device {name!r}: {reason}", hint="give --device cpu") from error  # fmt: skip
+    return device
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from training.fashion_mnist import DEFAULT_FOLDER
-
     parser = argparse.ArgumentParser(prog="python -m training.prepare", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="Fashion-MNIST folder")
+    add_source_arguments(parser)
     parser.add_argument(
-        "--vae", type=Path, required=True, help="VAE: diffusers' folder, or a checkpoint"
+        "--vae",
+        type=Path,
+        required=True,
+        help="VAE: diffusers' folder, a hub name, or a checkpoint",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    parser.add_argument("--batch-size", type=int, help="images that go through the VAE at a time")
+    parser.add_argument("--device", default="cpu", help="where the VAE runs (default: %(default)s)")
     return parser
 
 
@@ -148,16 +151,28 @@ def main(argv: list[str] | None = None) -> int:
 
 def work(arguments: argparse.Namespace) -> dict[str, object]:
     """Encode the photographs that the arguments name; return what to report."""
+    from cat_serve.errors import InvalidInput
     from training.data import Index
-    from training.fashion_mnist import CLASS_NAMES, load_split, to_rgb32
 
-    source: dict[str, object] = {
-        "dataset": "fashion-mnist", "split": "train", "licence": "MIT", "layout": "to_rgb32",
+    a = arguments
+    if a.batch_size is not None and a.batch_size < 1:
+        raise InvalidInput(f"--batch-size {a.batch_size} must be at least 1.")
+    source = open_source(a)
+    try:
+        prepare(a.vae, source, a.out, a.batch_size, a.max_broken, a.device)
+    finally:
+        source.close()
+    index = Index.load(a.out)
+    broken = index.images.get("broken", 0)
+    if broken:
+        print(
+            f"{broken} of {len(source)} photographs are broken and left out; images.json names them",
+            file=sys.stderr,
+        )
+    return {
+        "out": str(a.out), "count": index.count, "classes": len(index.class_names), "broken": broken,
+        "fingerprint": index.fingerprint,
     }  # fmt: skip
-    images, labels = load_split("train", arguments.data)
-    prepare(arguments.vae, to_rgb32(images), labels, CLASS_NAMES, source, arguments.out)
-    index = Index.load(arguments.out)
-    return {"out": str(arguments.out), "count": index.count, "fingerprint": index.fingerprint}
 
 
 if __name__ == "__main__":

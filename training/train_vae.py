@@ -17,10 +17,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.sources import add_source_arguments, open_folder
+from training.vae import measure_latents, psnr_db, reconstruct, save_vae, to_unit
+
 if TYPE_CHECKING:
     import numpy as np
     from diffusers import AutoencoderKL
-    from torch import Tensor
+
+    from training.sources import Source
+
+MEASURED = 10_000
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class VaeTraining:
     bf16: bool = True
     seed: int = 0
     initial: str | None = None  # hash of the VAE whose weights it starts from
+    data: str | None = None  # what the image folder holds; None is Fashion-MNIST
 
 
 def build_vae(config: VaeTraining, image_size: int) -> AutoencoderKL:
@@ -147,79 +154,21 @@ def train(
     return vae
 
 
-def to_unit(images: np.ndarray) -> Tensor:
-    """Map uint8 [B, H, W, 3] to float32 [B, 3, H, W] in -1..1."""
-    import torch
-
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-
-
-def measure_latents(
-    vae: AutoencoderKL, images: np.ndarray, batch_size: int = 250
-) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of every channel of sampled latents."""
-    import torch
-    from tqdm import tqdm
-
-    generator = torch.Generator().manual_seed(0)
-    parts = []
-    with torch.no_grad():
-        for start in tqdm(range(0, len(images), batch_size), desc="latents", unit="batch"):
-            x = to_unit(images[start : start + batch_size])
-            parts.append(vae.encode(x).latent_dist.sample(generator))
-    std, mean = torch.std_mean(torch.cat(parts).double(), dim=(0, 2, 3), correction=0)
-    return mean.tolist(), std.tolist()
-
-
-def reconstruct(vae: AutoencoderKL, images: np.ndarray, batch_size: int = 250) -> np.ndarray:
-    """Encode uint8 [N, H, W, 3] to the posterior's mean and decode again, to uint8."""
-    import numpy as np
-    import torch
-    from tqdm import tqdm
-
-    from cat_serve.model.decoder import to_uint8
-
-    parts = []
-    with torch.no_grad():
-        for start in tqdm(range(0, len(images), batch_size), desc="reconstruct", unit="batch"):
-            posterior = vae.encode(to_unit(images[start : start + batch_size])).latent_dist
-            parts.append(to_uint8(vae.decode(posterior.mode()).sample).numpy())
-    return np.concatenate(parts)
-
-
-def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the PSNR of two sets of uint8 images, over all pixels."""
-    import numpy as np
-
-    return float(10 * np.log10(255**2 / np.square(a.astype(np.float32) - b).mean(dtype=np.float64)))
-
-
-def save_vae(vae: AutoencoderKL, out: Path) -> None:
-    """Write diffusers' folder (config.json and safetensors) beside its final name, then rename it."""
-    import shutil
-
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    vae.save_pretrained(temporary)
-    if out.exists():
-        shutil.rmtree(out)
-    temporary.rename(out)
-
-
 def build_parser() -> argparse.ArgumentParser:
-    from training.fashion_mnist import DEFAULT_FOLDER
-
     defaults = VaeTraining()
     parser = argparse.ArgumentParser(
         prog="python -m training.train_vae",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="Fashion-MNIST folder")
+    add_source_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for the trained VAE")
     parser.add_argument("--run", type=Path, help="folder of the resumable state (default: OUT.run)")
     parser.add_argument(
-        "--from", dest="initial", type=Path, help="start from this VAE's weights (or a checkpoint's)"
+        "--from",
+        dest="initial",
+        type=Path,
+        help="start from this VAE's weights (or a checkpoint's)",
     )
     parser.add_argument("--widths", type=int, nargs="+", default=defaults.widths)
     parser.add_argument("--latent-channels", type=int, default=defaults.latent_channels)
@@ -248,11 +197,13 @@ def make_vae(arguments: argparse.Namespace) -> dict[str, object]:
 
     from cat_serve.model.checkpoint import open_vae
     from cat_serve.model.decoder import vae_sha256
-    from training.fashion_mnist import load_split, to_rgb32
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     initial = open_vae(arguments.initial) if arguments.initial else None
+    run = arguments.run or arguments.out.with_name(arguments.out.name + ".run")
+    started = time.monotonic()
+    folder = None if arguments.images is None else open_folder(arguments)
     config = VaeTraining(
         widths=tuple(arguments.widths),
         latent_channels=arguments.latent_channels,
@@ -263,13 +214,11 @@ def make_vae(arguments: argparse.Namespace) -> dict[str, object]:
         bf16=not arguments.no_bf16,
         seed=arguments.seed,
         initial=vae_sha256(initial) if initial else None,
+        data=f"{folder.description['listing']} at {folder.size_px} px" if folder else None,
     )
-    run = arguments.run or arguments.out.with_name(arguments.out.name + ".run")
-    started = time.monotonic()
-    images = to_rgb32(load_split("train", arguments.data)[0])
-    test_images = to_rgb32(load_split("test", arguments.data)[0])  # missing? better known now
+    images, test_images = load_photographs(arguments, folder, run, config)
     vae = train(config, images, run, initial=initial).eval()
-    mean, std = measure_latents(vae, images[:10_000])
+    mean, std = measure_latents(vae, images[:MEASURED])
     vae.register_to_config(latents_mean=mean, latents_std=std)
     psnr = psnr_db(test_images, reconstruct(vae, test_images))
     save_vae(vae, arguments.out)
@@ -277,6 +226,35 @@ def make_vae(arguments: argparse.Namespace) -> dict[str, object]:
         "out": str(arguments.out), "latents_mean": mean, "latents_std": std, "test_psnr_db": psnr,
         "nimg": config.total_nimg, "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
+
+
+def load_photographs(
+    arguments: argparse.Namespace, folder: Source | None, run: Path, config: VaeTraining
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the photographs to train on and those to measure on, uint8 [N, H, W, 3].
+
+    Those of a folder are decoded once, into `run`; a twentieth is measured on and never trained on.
+
+    Raises:
+        InvalidInput: photographs of this side cannot be halved as often as the VAE does it.
+    """
+    from cat_serve.errors import InvalidInput
+    from training.decoded import decode_all, hold_out
+    from training.fashion_mnist import DEFAULT_FOLDER, load_split, to_rgb32
+
+    if folder is None:
+        data = arguments.data or DEFAULT_FOLDER
+        return to_rgb32(load_split("train", data)[0]), to_rgb32(load_split("test", data)[0])
+    if folder.size_px % (cells := 2 ** (len(config.widths) - 1)):
+        raise InvalidInput(
+            f"A VAE with {len(config.widths)} widths halves {len(config.widths) - 1} times: "
+            f"--size {folder.size_px} does not divide by {cells}.",
+            hint="give another --size, or fewer --widths",
+        )
+    try:
+        return hold_out(decode_all(folder, run, arguments.max_broken))
+    finally:
+        folder.close()
 
 
 if __name__ == "__main__":

@@ -104,8 +104,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def open_vae(path: Path) -> AutoencoderKL:
-    """Load a VAE from diffusers' folder, or the one inside a checkpoint of this project."""
-    return load_vae(path) if path.is_dir() else load_checkpoint(path).vae
+    """Load the VAE inside a checkpoint of this project, or one of diffusers (see `load_vae`)."""
+    if path.is_file() or path.suffix == ".safetensors":
+        return load_checkpoint(path).vae
+    return load_vae(path)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

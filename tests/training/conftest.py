@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cat_serve.model.config import GeneratorConfig
 from training.config import TrainConfig
@@ -18,7 +19,9 @@ from training.data import Latents
 from training.discriminator import DiscriminatorConfig
 from training.fashion_mnist import CLASS_NAMES, load_split, to_rgb32
 from training.prepare import prepare
-from training.train_vae import VaeTraining, build_vae, save_vae
+from training.sources import ArraySource
+from training.train_vae import VaeTraining, build_vae
+from training.vae import save_vae
 
 COUNT = 24
 GRID = {"latent_size": 8, "latent_channels": 4, "num_classes": 10}
@@ -68,6 +71,28 @@ def photographs(idx_folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return to_rgb32(images), labels
 
 
+@pytest.fixture
+def write_images(tmp_path: Path) -> Callable[..., Path]:
+    """Write drawn images (40 x 36 px) under the names given, `CLASS/...`; a name with `/` at its end is a folder."""
+    made: list[Path] = []
+
+    def write(*names: str) -> Path:
+        root = tmp_path / f"images-{len(made)}"
+        root.mkdir()
+        made.append(root)
+        for number, name in enumerate(names):
+            path = root / name
+            if name.endswith("/"):
+                path.mkdir(parents=True)
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.RandomState(number).randint(0, 256, (36, 40, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(path)
+        return root
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def make_vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     """Write an untrained VAE, 32 px to 4 x 8 x 8, with the weights of a seed."""
@@ -100,7 +125,7 @@ def prepared(
 ) -> Path:
     """A folder of prepared latents; only to be read."""
     out = tmp_path_factory.mktemp("data") / "prepared"
-    prepare(vae_folder, *photographs, CLASS_NAMES, SOURCE, out)
+    prepare(vae_folder, ArraySource(*photographs, CLASS_NAMES, SOURCE), out)
     return out
 
 

@@ -18,15 +18,14 @@ from training import representation
 from training.config import TrainConfig
 from training.data import Latents
 from training.discriminator import Discriminator
-from training.fashion_mnist import CLASS_NAMES, load_split, to_rgb32
+from training.fashion_mnist import load_split
 from training.loop import Run
 from training.objective import Objective
-from training.photographs import Photographs
+from training.photographs import open_photographs
 from training.prepare import prepare
 from training.representation import Alignment, Representation
+from training.sources import fashion_mnist
 from training.teacher import Features
-
-SOURCE = {"dataset": "fashion-mnist", "split": "train", "layout": "to_rgb32"}
 
 
 @dataclass
@@ -45,9 +44,8 @@ class PixelTeacher:
 def fashion_latents(
     vae_folder: Path, idx_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Latents:
-    images, labels = load_split("train", idx_folder)
     out = tmp_path_factory.mktemp("data") / "fashion"
-    prepare(vae_folder, to_rgb32(images), labels, CLASS_NAMES, dict(SOURCE), out)
+    prepare(vae_folder, fashion_mnist(idx_folder), out)
     return Latents(out)
 
 
@@ -63,7 +61,7 @@ def make_objective(config: TrainConfig) -> Objective:
 
 
 def test_photograph_i_is_that_of_latent_i(fashion_latents: Latents, idx_folder: Path) -> None:
-    photographs = Photographs(fashion_latents, idx_folder)
+    photographs = open_photographs(fashion_latents, idx_folder)
     indices = torch.tensor([5, 0, 5, 23])
     batch = photographs.batch(indices)
     assert batch.shape == (4, 3, 32, 32)
@@ -74,7 +72,7 @@ def test_photograph_i_is_that_of_latent_i(fashion_latents: Latents, idx_folder: 
 
 def test_photographs_of_other_data_are_refused(latents: Latents, idx_folder: Path) -> None:
     with pytest.raises(DataError, match="cannot be opened again"):
-        Photographs(latents, idx_folder)
+        open_photographs(latents, idx_folder)
 
 
 def test_alignment_adds_its_weighted_loss_and_reaches_the_discriminator(

@@ -13,11 +13,13 @@ import pytest
 import torch
 
 import training.prepare as preparation
+import training.shards as shards
 from cat_serve.errors import DataError, MissingDependency
 from cat_serve.model.decoder import load_vae, vae_sha256
 from training.data import Latents
 from training.fashion_mnist import CLASS_NAMES, load_split, read_idx, to_rgb32
 from training.prepare import prepare
+from training.sources import ArraySource
 
 Photographs = tuple[np.ndarray, np.ndarray]
 SOURCE: dict[str, object] = {"dataset": "drawn", "split": "train"}
@@ -105,25 +107,25 @@ def test_photographs_are_padded_with_background_and_made_grey_rgb() -> None:
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut 24 photographs into shards of 10, 10 and 4."""
-    monkeypatch.setattr(preparation, "SHARD_SIZE", 10)
+    monkeypatch.setattr(shards, "SHARD_SIZE", 10)
 
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Note the number of photographs of every call of the encoder."""
     calls: list[int] = []
-    encode = preparation.encode
+    encode = shards.encode
 
     def noting(vae: object, images: np.ndarray) -> np.ndarray:
         calls.append(len(images))
         return encode(vae, images)
 
-    monkeypatch.setattr(preparation, "encode", noting)
+    monkeypatch.setattr(shards, "encode", noting)
     return calls
 
 
 def run_prepare(vae_folder: Path, photographs: Photographs, out: Path) -> None:
-    prepare(vae_folder, *photographs, CLASS_NAMES, SOURCE, out, batch_size=4)
+    prepare(vae_folder, ArraySource(*photographs, CLASS_NAMES, SOURCE), out, batch_size=4)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -167,7 +169,7 @@ def test_interrupted_run_goes_on_with_the_first_missing_shard(
     run_prepare(vae_folder, photographs, tmp_path / "whole")
     calls = [4, 4, 2, 4, 4, 2, 4]  # batches of 4 in shards of 10, 10 and 4
     assert encoded == calls
-    write_array, written = preparation.write_array, []
+    write_array, written = shards.write_array, []
 
     def write_or_stop(path: Path, array: np.ndarray) -> None:
         if len(written) == finished_shards:  # with all three there, the labels are lost
@@ -176,7 +178,7 @@ def test_interrupted_run_goes_on_with_the_first_missing_shard(
         written.append(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "write_array", write_or_stop)
+        patch.setattr(shards, "write_array", write_or_stop)
         with pytest.raises(KeyboardInterrupt):
             run_prepare(vae_folder, photographs, tmp_path / "cut")
     with pytest.raises(DataError, match="no prepared data"):

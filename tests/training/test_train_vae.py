@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,20 +13,21 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from cat_serve.errors import CheckpointError, TrainingDiverged
-from cat_serve.model.decoder import load_vae
+from cat_serve.errors import CheckpointError, DataError, TrainingDiverged
+from cat_serve.model.decoder import latent_affine, load_vae
+from training.decoded import hold_out
+from training.images import decode
+from training.sources import open_folder
 from training.train_vae import (
     VaeTraining,
+    build_parser,
     build_vae,
     learning_rate,
+    load_photographs,
     main,
-    measure_latents,
-    psnr_db,
-    reconstruct,
-    save_vae,
-    to_unit,
     train,
 )
+from training.vae import measure_latents, psnr_db, reconstruct, save_vae, to_unit
 
 Photographs = tuple[np.ndarray, np.ndarray]
 CONFIG = VaeTraining(widths=(8, 8), batch_size=8, total_nimg=40, warmup_nimg=16)
@@ -196,6 +198,93 @@ def test_vae_of_another_shape_is_no_start(
     assert "has another shape" in error
     assert "hint: give its --widths and --latent-channels" in error
     assert not (tmp_path / "new").exists()
+
+
+# --- image folders -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder_command(write_images: Callable[..., Path], tmp_path: Path) -> list[str]:
+    """Train for one step on 30 images of two classes, one of them broken."""
+    root = write_images(*(f"{label}/{number:02d}.png" for label in "ab" for number in range(15)))
+    (root / "a" / "03.png").write_bytes(b"")
+    return [
+        "--images", str(root), "--size", "16", "--out", str(tmp_path / "my.vae"), "--widths", "8",
+        "8", "--batch-size", "8", "--total-nimg", "8", "--no-bf16", "--workers", "0",
+        "--max-broken", "0.1",
+    ]  # fmt: skip
+
+
+def test_folder_trains_a_vae(
+    folder_command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(folder_command) == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert "1 of 30 photographs are broken" in err
+    assert math.isfinite(report["test_psnr_db"])
+    vae = load_vae(tmp_path / "my.vae")
+    assert vae.encode(torch.zeros(1, 3, 16, 16)).latent_dist.mean.shape == (1, 4, 8, 8)
+    assert list(latent_affine(vae)[0]) == pytest.approx(report["latents_mean"])
+
+
+def test_photographs_of_a_folder_are_decoded_once_and_some_are_held_out(
+    folder_command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = build_parser().parse_args(folder_command)
+    run = tmp_path / "run"
+
+    def load() -> tuple[np.ndarray, np.ndarray]:
+        return load_photographs(arguments, open_folder(arguments), run, CONFIG)
+
+    images, test_images = load()
+    assert (images.shape, test_images.shape) == ((28, 16, 16, 3), (1, 16, 16, 3))
+    both = np.concatenate([images, test_images])
+    expected = {
+        decode(path.read_bytes(), 16).tobytes()
+        for path in arguments.images.rglob("*.png") if path.stat().st_size
+    }  # fmt: skip
+    assert {photograph.tobytes() for photograph in both} == expected
+    stamp = (run / "photographs.npy").stat().st_mtime_ns
+    np.testing.assert_array_equal(load()[0], images)
+    assert (run / "photographs.npy").stat().st_mtime_ns == stamp
+    (arguments.images / "b" / "00.png").unlink()
+    assert len(load()[0]) == 27
+
+
+def test_run_does_not_go_on_with_other_photographs(
+    folder_command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = build_parser().parse_args(folder_command)
+    config = VaeTraining(widths=(8, 8), batch_size=8, total_nimg=8, bf16=False, data="others")
+    train(config, np.zeros((8, 16, 16, 3), np.uint8), tmp_path / "my.vae.run", state_seconds=-1)
+    assert main(folder_command) == 1
+    listing = open_folder(arguments).description["listing"]  # type: ignore[union-attr]
+    assert f"data: 'others' -> '{listing} at 16 px'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        (["--size", "15"], 2, "--size 15 does not divide by 2"),
+        (["--max-broken", "0.01"], 1, "1 of 30 photographs are broken, more than 1.00%"),
+        (["--images", "nowhere"], 1, "There is no folder nowhere"),
+    ],
+)
+def test_folder_that_cannot_be_used_is_refused(
+    folder_command: list[str],
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    code: int,
+    said: str,
+) -> None:
+    assert main([*folder_command, *flags]) == code
+    assert said in capsys.readouterr().err
+
+
+def test_one_photograph_is_too_few() -> None:
+    with pytest.raises(DataError, match="1 photographs are too few"):
+        hold_out(np.zeros((1, 8, 8, 3), np.uint8))
 
 
 def test_command_without_data_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,116 @@
+"""Read many photographs with several processes; a broken one is a reason, not an exception."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cat_serve.errors import DataError
+from training.images import decode
+
+MAX_WORKERS = 8
+CHUNK = 16  # photographs that a worker reads at a time: 3 MB at 256 px
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """What became of one file.
+
+    Attributes:
+        pixels: uint8 [S, S, 3]; None if the file is broken.
+        sha256: of the file's bytes; empty where they could not be read.
+        reason: why it is broken.
+    """
+
+    pixels: np.ndarray | None
+    sha256: bytes = b""
+    reason: str = ""
+
+
+def default_workers() -> int:
+    """Return how many processes read photographs unless told: one per core, eight at most."""
+    return min(os.cpu_count() or 1, MAX_WORKERS)
+
+
+def read_photograph(path: Path, size_px: int) -> Photograph:
+    """Read one file; whatever is wrong with it ends up in `reason`."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return Photograph(None, reason=error.strerror or str(error))
+    sha256 = hashlib.sha256(data).digest()
+    try:
+        return Photograph(decode(data, size_px), sha256)
+    except DataError as error:
+        return Photograph(None, sha256, error.message)
+
+
+def read_chunk(paths: Sequence[Path], size_px: int) -> list[Photograph]:
+    """Read some files, in order."""
+    return [read_photograph(path, size_px) for path in paths]
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers itself
+    warnings.simplefilter("ignore")  # Pillow's about odd metadata, one per file
+
+
+class Readers:
+    """A pool of processes that read photographs in order, a few chunks ahead of whoever takes them.
+
+    Args:
+        workers: processes; 0 reads in this one.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def read(self, paths: Sequence[Path], size_px: int) -> Iterator[Photograph]:
+        """Yield one `Photograph` for each path.
+
+        Raises:
+            DataError: a worker was killed (usually for memory).
+        """
+        chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+        if not self.workers:
+            for chunk in chunks:
+                yield from read_chunk(chunk, size_px)
+            return
+        ahead: deque[Future[list[Photograph]]] = deque()
+        try:
+            for chunk in chunks:
+                ahead.append(self._started().submit(read_chunk, chunk, size_px))
+                if len(ahead) > 2 * self.workers:
+                    yield from ahead.popleft().result()
+            while ahead:
+                yield from ahead.popleft().result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "A process that reads photographs was killed, perhaps for want of memory.",
+                hint="give fewer --workers; the same command goes on from where it was",
+            ) from error
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self._pool is None:  # spawned: torch's threads do not survive a fork
+            self._pool = ProcessPoolExecutor(
+                self.workers, multiprocessing.get_context("spawn"), initializer=_begin_worker
+            )
+        return self._pool
+
+    def close(self) -> None:
+        """End the processes, unread work included."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
