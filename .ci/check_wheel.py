@@ -137,7 +137,10 @@ def check_heavy_packages_are_absent(installed: Installation) -> None:
 def check_every_command_answers_help(installed: Installation) -> None:
     require("serve" in installed.output("cat-serve", "--help"), "cat-serve --help names no serve")
     commands = installed.commands()
-    require({"training.train", "export.onnx"} <= set(commands), f"the wheel has only {commands}")
+    require(
+        {"training.train", "export.onnx", "export.trt"} <= set(commands),
+        f"the wheel has only {commands}",
+    )
     for module in commands:
         shown = installed.output("python", "-m", module, "--help")
         require(
