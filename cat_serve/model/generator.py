@@ -26,7 +26,17 @@ from cat_serve.model.layers import (
 
 MODULATION_GAIN = 0.1
 MAPPING_EPS = 1e-8
+MAPPING_SCALE = 128.0
 W_AVG_DECAY = 0.995
+
+
+def tiny_eps_rms_norm(x: Tensor) -> Tensor:
+    """Return x / sqrt(mean(x^2) + 1e-8), float32, written so that the 1e-8 survives the export to ONNX.
+
+    The exporter's optimiser takes a constant of 1e-8 for 0 and drops the sum, and z = 0 would give NaN. Scaling
+    by a power of two is exact: these are the bits of the plain formula.
+    """
+    return rms_norm(x * MAPPING_SCALE, MAPPING_EPS * MAPPING_SCALE**2)
 
 
 class Mapping(nn.Module):
@@ -46,7 +56,7 @@ class Mapping(nn.Module):
 
     def from_embedding(self, z: Tensor, embedding: Tensor) -> Tensor:
         """Map z float32 [B, z_dim] and a class embedding e_y float32 [B, class_dim] to w float32 [B, C]."""
-        normalised = (rms_norm(embedding, MAPPING_EPS), rms_norm(z.float(), MAPPING_EPS))
+        normalised = (tiny_eps_rms_norm(embedding), tiny_eps_rms_norm(z.float()))
         return self.second(functional.silu(self.first(torch.cat(normalised, dim=-1))))
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -11,7 +10,14 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from cat_serve.contract import Batch, inputs, outputs, studio_inputs, studio_outputs
+from cat_serve.contract import (
+    Batch,
+    Precision,
+    inputs,
+    outputs,
+    studio_inputs,
+    studio_outputs,
+)
 from cat_serve.errors import ArtefactError, CheckpointError, ParityError
 from cat_serve.manifest import GRAPH_NAMES, STUDIO_NAME, load_artefact
 from cat_serve.model.checkpoint import load_checkpoint
@@ -170,9 +176,10 @@ def test_golden_images_are_those_of_the_graph(version_folder: Path) -> None:
     assert 2 * worst <= golden.max_levels["fp16"]
 
 
+@pytest.mark.usefixtures("traced_before")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_corrupted_weight_fails_parity_and_leaves_no_artefact(
-    checkpoint_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any
+    checkpoint_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ) -> None:
     write_graph = graphs.write_graph
 
@@ -182,16 +189,19 @@ def test_a_corrupted_weight_fails_parity_and_leaves_no_artefact(
         weight = max(graph.graph.initializer, key=lambda t: np.prod(t.dims))
         values = numpy_helper.to_array(weight).copy()
         assert values.dtype == {"fp32": np.float32, "fp16": np.float16}[precision]
-        values.reshape(-1)[: values.size // 4] *= 1.5
+        values.reshape(-1)[: values.size // 2] *= -1
         weight.CopyFrom(numpy_helper.from_array(values, weight.name))
         onnx.save(graph, path)
 
+    options = ExportOptions((precision,), studio_precision=None)
+    export(checkpoint_path, tmp_path / "whole", options=options)
     monkeypatch.setattr(graphs, "write_graph", corrupting)
     with pytest.raises(ParityError, match="differs too much"):
-        export(checkpoint_path, tmp_path, options=ExportOptions((precision,), "fp16", None))
-    assert list(tmp_path.rglob("*.*")) == []
+        export(checkpoint_path, tmp_path / "corrupted", options=options)
+    assert list((tmp_path / "corrupted").rglob("*.*")) == []
 
 
+@pytest.mark.usefixtures("traced_before")
 def test_the_command_replaces_the_old_export_and_keeps_its_card(
     checkpoint_path: Path,
     version_folder: Path,
@@ -215,6 +225,21 @@ def test_the_command_replaces_the_old_export_and_keeps_its_card(
     first, again = (load_artefact(folder).manifest.files for folder in (version_folder, target))
     assert again[graph] == first[graph]
     assert load_artefact(target).manifest.stages == 0
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.fp16.onnx"])
+def test_z_of_zeros_is_finite(
+    version_folder: Path, shipped_folder: Path, checkpoint_path: Path, name: str
+) -> None:
+    """The mapping's epsilon of 1e-8 must be in the graph: the exporter's optimiser drops such a constant."""
+    for folder in (version_folder, shipped_folder):
+        batch = some_batch(4)
+        batch.z[:] = 0
+        assert onnx_engine(folder / name)(batch).ok.all()
+    reference = FusedModel.from_checkpoint(load_checkpoint(checkpoint_path)).run(batch)
+    half = 8 if name == "model.fp16.onnx" else 1
+    images = onnx_engine(version_folder / name)(batch).images
+    assert np.abs(images.astype(int) - reference.images).max() <= half
 
 
 def test_a_missing_checkpoint_is_one_clear_line(

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cat_serve.model.checkpoint import parameter_count
 from cat_serve.model.config import GeneratorConfig, Modulation, generator_preset, swiglu_width
-from cat_serve.model.generator import Block, Generator
-from cat_serve.model.layers import sincos_positions, unpatchify
+from cat_serve.model.generator import Block, Generator, tiny_eps_rms_norm
+from cat_serve.model.layers import rms_norm, sincos_positions, unpatchify
 
 GeneratorFactory = Callable[..., Generator]
 
@@ -139,6 +139,13 @@ def test_mapping_follows_its_equation(make_generator: GeneratorFactory) -> None:
     inner = inner * torch.sigmoid(inner)
     slow = 0.01 * (inner @ mapping.second.weight.T + mapping.second.bias)
     torch.testing.assert_close(mapping(z, y), slow)
+
+
+def test_tiny_epsilon_is_that_of_the_plain_formula_to_the_bit() -> None:
+    for size in (1.0, 0.02, 1e-4, 1e-6):
+        x = size * torch.randn(50, 64)
+        assert torch.equal(tiny_eps_rms_norm(x), rms_norm(x, 1e-8))
+    assert torch.equal(tiny_eps_rms_norm(torch.zeros(2, 64)), torch.zeros(2, 64))
 
 
 def test_tokens_start_as_the_positions_for_every_sample(make_generator: GeneratorFactory) -> None:

@@ -1,0 +1,143 @@
+"""From a checkpoint shaped like an ImageNet model to an image over HTTP. The weights are random: nothing is trained."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from diffusers import AutoencoderKL
+
+from cat_serve.images import decode_png
+from cat_serve.manifest import load_artefact
+from cat_serve.settings import Settings
+from cat_serve.web.app import create_app
+from export import onnx, random_checkpoint
+from export.random_checkpoint import random_vae
+
+NARROW = ["--size", "tiny", "--depth", "4", "--width", "32", "--heads", "2"]
+
+
+@pytest.fixture(scope="session")
+def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as diffusers writes it, of SD-VAE's shape but narrow."""
+    import torch
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("vae") / "narrow-vae"
+    random_vae((32, 64, 128, 128), 256).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def imagenet_repository(vae_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository made by the commands of docs/export.md, with little to compare."""
+    folder = tmp_path_factory.mktemp("imagenet")
+    made = [*NARROW, "--vae", str(vae_folder), "--out", str(folder / "checkpoints")]
+    assert random_checkpoint.main(made) == 0
+    checkpoint = folder / "checkpoints" / "cat-random-256.safetensors"
+    repository = folder / "models"
+    command = [str(checkpoint), "--repository", str(repository), "--precision", "fp16"]
+    command += ["--studio-precision", "none", "--parity-classes", "2", "--max-batch", "2"]
+    assert onnx.main(command) == 0
+    return repository
+
+
+@pytest.fixture
+async def client(imagenet_repository: Path, anyio_backend: str) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(Settings(model_repository=imagenet_repository, precision="fp16"))
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        await app.state.service.settled.wait()
+        yield client
+
+
+def test_random_model_says_what_it_is(imagenet_repository: Path, vae_folder: Path) -> None:
+    manifest = load_artefact(imagenet_repository / "cat-random-256" / "1").manifest
+    assert manifest.model == "cat-random-256"
+    assert manifest.source["weights"] == "random"
+    assert "noise" in manifest.source["note"]
+    assert manifest.source["decoder"].startswith("narrow-vae, sha256 ")
+    assert (manifest.num_classes, manifest.image_size, manifest.z_shape) == (
+        1000,
+        (256, 256),
+        (64,),
+    )
+    assert manifest.precisions == ("fp16",)
+
+
+@pytest.mark.anyio
+async def test_class_207_and_golden_retriever_are_the_same_bytes(client: httpx.AsyncClient) -> None:
+    index = await client.post("/generate", params={"class": "207", "seed": 1})
+    assert index.status_code == 200, index.text
+    assert decode_png(index.content).shape == (256, 256, 3)
+    for name in ("golden retriever", "Golden_Retriever"):
+        named = await client.post("/generate", params={"class": name, "seed": 1})
+        assert named.content == index.content
+        assert named.headers["x-class"] == "207"
+    other = await client.post("/generate", params={"class": "208", "seed": 1})
+    assert other.content != index.content
+
+
+@pytest.mark.anyio
+async def test_unknown_and_ambiguous_names_are_explained(client: httpx.AsyncClient) -> None:
+    unknown = await client.post("/generate", params={"class": "golden retreiver", "seed": 1})
+    assert unknown.status_code == 422
+    assert unknown.json()["code"] == "unknown_class"
+    assert "golden retriever" in unknown.json()["suggestions"]
+    shared = await client.post("/generate", params={"class": "crane", "seed": 1})
+    assert (shared.status_code, shared.json()["code"]) == (422, "ambiguous_class")
+    assert shared.json()["accepted"] == [134, 517]
+    beyond = await client.post("/generate", params={"class": "1000", "seed": 1})
+    assert beyond.status_code == 422
+
+
+def test_image_size_that_the_vae_cannot_make_is_refused(
+    vae_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--vae", str(vae_folder), "--image-size", "100", "--out", str(tmp_path)]
+    assert random_checkpoint.main(command) == 2
+    assert "multiple of 8" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_without_a_vae_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert random_checkpoint.main(["--vae", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert re.search("is not a VAE folder", capsys.readouterr().err)
+
+
+@pytest.mark.slow
+def test_decoder_of_sd_vae_s_real_size_passes_the_gate_in_half(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """83.7M weights of SD-VAE's architecture (random ones); memory and time are printed."""
+    started = time.monotonic()
+    assert random_checkpoint.main([*NARROW, "--out", str(tmp_path)]) == 0
+    checkpoint = tmp_path / "cat-random-256.safetensors"
+    command = [str(checkpoint), "--repository", str(tmp_path / "models"), "--precision", "fp16"]
+    command += ["--studio-precision", "none", "--parity-classes", "1", "--max-batch", "1"]
+    assert onnx.main(command) == 0
+    summary: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    with capsys.disabled():
+        print(f"\nSD-VAE size: {time.monotonic() - started:.0f} s, peak {peak_mib:.0f} MiB, "
+              f"{summary['parity']['model.fp16.onnx']['difference']}")  # fmt: skip
+    assert 95e6 < summary["size_bytes"]["model.fp16.onnx"] < 110e6
+
+
+def test_narrow_vae_is_sd_vae_but_for_its_widths(vae_folder: Path) -> None:
+    vae = AutoencoderKL.from_pretrained(vae_folder, low_cpu_mem_usage=False)
+    assert vae.config.scaling_factor == 0.18215
+    assert (vae.config.latent_channels, vae.config.layers_per_block) == (4, 2)
+    assert len(vae.decoder.up_blocks) == 4
