@@ -7,7 +7,7 @@ the full grid first, then resize to the scales.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -21,6 +21,8 @@ CUTOUT = 1 / 2
 
 Resize = Literal["area", "bilinear"]
 Fill = Literal["zero", "edge"]
+Part = Literal["colour", "translation", "cutout"]
+PARTS: tuple[Part, ...] = ("colour", "translation", "cutout")
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,12 @@ def draw(
     side: int,
     generator: torch.Generator,
     flip_probability: float = FLIP_PROBABILITY,
+    parts: Sequence[Part] = PARTS,
 ) -> Draw:
-    """Draw for `batch` samples on a grid of `side`; samples without colour get the neutral factors."""
+    """Draw for `batch` samples on a grid of `side`; samples without colour get the neutral factors.
+
+    Parts that are left out are neutral for all samples; what the others draw does not change.
+    """
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(batch, generator=generator)
@@ -53,7 +59,7 @@ def draw(
 
     reach = round(side * TRANSLATION)
     coloured = torch.rand(batch, generator=generator) < COLOUR_PROBABILITY
-    return Draw(
+    drawn = Draw(
         brightness=torch.where(coloured, uniform(-0.5, 0.5), torch.zeros(())),
         saturation=torch.where(coloured, uniform(0.0, 2.0), torch.ones(())),
         contrast=torch.where(coloured, uniform(0.5, 1.5), torch.ones(())),
@@ -63,6 +69,20 @@ def draw(
         cutout_column=integer(0, side),
         flip=torch.rand(batch, generator=generator) < flip_probability,
     )
+    return replace(drawn, **_neutral(drawn, side, parts))
+
+
+def _neutral(drawn: Draw, side: int, parts: Sequence[Part]) -> dict[str, Tensor]:
+    """Return the values that switch off what is not among `parts`."""
+    zero, one = torch.zeros_like(drawn.brightness), torch.ones_like(drawn.contrast)
+    none, outside = torch.zeros_like(drawn.shift_row), torch.full_like(drawn.cutout_row, -side)
+    neutral: dict[Part, dict[str, Tensor]] = {
+        "colour": {"brightness": zero, "saturation": one, "contrast": one},
+        "translation": {"shift_row": none, "shift_column": none},
+        "cutout": {"cutout_row": outside, "cutout_column": outside},
+    }
+    off = [neutral[part] for part in PARTS if part not in parts]
+    return {name: value for values in off for name, value in values.items()}
 
 
 def augment(stages: Tensor, drawn: Draw, fill: Fill = "zero") -> Tensor:

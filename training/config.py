@@ -1,24 +1,25 @@
-"""Everything that decides a training run, and the presets. Imports torch through the discriminator only."""
+"""Everything that decides a training run. Imports torch through the discriminator only."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from typing import Any, get_args
 
 from cat_serve.errors import InvalidInput
-from cat_serve.model.config import GeneratorConfig, generator_preset
-from training.augment import FLIP_PROBABILITY, Fill, Resize
+from cat_serve.model.config import GeneratorConfig
+from training.augment import FLIP_PROBABILITY, PARTS, Fill, Part, Resize
 from training.discriminator import DiscriminatorConfig
-from training.losses import Consistency
+from training.losses import PENALTY_EVERY, PENALTY_SIGMA, Consistency
 from training.representation import Representation
 
 BASE_LR = 2e-4
 BASE_BATCH = 512
 BASE_WIDTH = 768
 LR_FLOOR = 0.1
-IMAGENET_NIMG = 1_281_167
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class TrainConfig:
             addition to the method: small latents need a strong penalty at first and a weak one later).
         lr_decay_nimg: the images at the end of the run over which the learning rates fall linearly to a
             tenth (an addition; the method keeps them constant, which is 0 here).
+        augmentations: which parts of DiffAugment are on, beside the flip.
+        penalty_sigma: of the noise of the penalties; penalty_every: they look at every n-th sample.
     """
 
     name: str
@@ -49,8 +52,16 @@ class TrainConfig:
     translation_fill: Fill = "zero"
     flip_probability: float = FLIP_PROBABILITY
     seed: int = 0
+    augmentations: tuple[Part, ...] = PARTS
+    penalty_sigma: float = PENALTY_SIGMA
+    penalty_every: int = PENALTY_EVERY
 
     def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise InvalidInput(
+                f"{self.name!r} is no name for a model.",
+                hint="lower-case letters, digits, dots, hyphens and underscores, no slash",
+            )
         g, d = self.generator, self.discriminator
         for key in ("patch", "latent_size", "latent_channels", "num_classes"):
             if getattr(g, key) != getattr(d, key):
@@ -62,6 +73,33 @@ class TrainConfig:
             raise InvalidInput(
                 f"batch_size {self.batch_size} and total_nimg {self.total_nimg} must be at least 1."
             )
+        self._require_choices()
+        self._require_ranges()
+
+    def _require_choices(self) -> None:
+        choices = {"resize": get_args(Resize), "translation_fill": get_args(Fill)}
+        for key, accepted in choices.items():
+            if (got := getattr(self, key)) not in accepted:
+                raise InvalidInput(
+                    f"{key} {got!r} is unknown.", hint=f"one of {', '.join(accepted)}"
+                )
+        if unknown := [part for part in self.augmentations if part not in PARTS]:
+            raise InvalidInput(
+                f"No augmentation {unknown[0]!r}.", hint=f"some of {', '.join(PARTS)}"
+            )
+
+    def _require_ranges(self) -> None:
+        """Refuse numbers that no run can use."""
+        ranges = {
+            "gamma": self.gamma >= 0,
+            "gamma_final": self.gamma_final is None or (self.gamma_final > 0 and self.gamma > 0),
+            "base_lr": self.base_lr > 0,
+            "flip_probability": 0 <= self.flip_probability <= 1,
+            "penalty_sigma": self.penalty_sigma > 0,
+            "penalty_every": self.penalty_every >= 1,
+        }
+        if wrong := [key for key, fits in ranges.items() if not fits]:
+            raise InvalidInput(f"{wrong[0]} {getattr(self, wrong[0])} is out of range.")
 
     def lr(self, width: int) -> float:
         """Return the learning rate of a network of `width`: base * 768/C * sqrt(batch/512)."""
@@ -86,66 +124,42 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        parts = {
+        """Rebuild a configuration; keys that older ones lack take their defaults.
+
+        Raises:
+            InvalidInput: an unknown key, or one without a default is missing; says which.
+        """
+        _require_keys(cls, values)
+        parts: dict[str, Any] = {
             "generator": GeneratorConfig.from_dict(values["generator"]),
             "discriminator": DiscriminatorConfig.from_dict(values["discriminator"]),
-            "consistency": Consistency(**values["consistency"]),
-            "representation": Representation(**values["representation"]),
         }
-        return cls(**(dict(values) | parts))
+        for key, kind in (("consistency", Consistency), ("representation", Representation)):
+            if key in values:
+                _require_keys(kind, values[key])
+                parts[key] = kind(**values[key])
+        if "augmentations" in values:
+            parts["augmentations"] = tuple(values["augmentations"])
+        return cls(**{**values, **parts})
 
-
-# ImageNet at 256 px: a discriminator of size B for every generator, DINOv2 as teacher; 40 epochs, H 60.
-# preset          generator  epochs
-_IMAGENET = {
-    "cat-s2-256":  (     "S",     40),
-    "cat-b2-256":  (     "B",     40),
-    "cat-m2-256":  (     "M",     40),
-    "cat-l2-256":  (     "L",     40),
-    "cat-xl2-256": (    "XL",     40),
-    "cat-h2-256":  (     "H",     60),
-}  # fmt: skip
-
-
-def _fashion_32() -> TrainConfig:
-    grid = {"latent_size": 8, "latent_channels": 4, "num_classes": 10}
-    return TrainConfig(
-        name="fashion-32",
-        generator=generator_preset("nano", **grid),
-        # 27 tokens: one masked attention is quicker on a CPU than one attention per scale
-        discriminator=DiscriminatorConfig(
-            depth=6, width=128, heads=4, label_dim=256, attention="masked", **grid
-        ),
-        total_nimg=400_000,
-        batch_size=64,
-        base_lr=2.5e-4,
-        lr_decay_nimg=300_000,
-        gamma=0.01,
-        gamma_final=0.001,
-        gamma_anneal_nimg=200_000,
-        translation_fill="edge",
-        flip_probability=0.0,  # a mirrored latent is not the latent of a mirrored image, and it leaks
-    )
-
-
-def train_preset(name: str) -> TrainConfig:
-    """Return a preset.
-
-    Raises:
-        InvalidInput: no such preset.
-    """
-    if name == "fashion-32":
-        return _fashion_32()
-    if name in _IMAGENET:
-        size, epochs = _IMAGENET[name]
-        return TrainConfig(
-            name=name,
-            generator=generator_preset(size),
-            discriminator=DiscriminatorConfig(),
-            representation=Representation("dinov2-vitb14"),
-            total_nimg=epochs * IMAGENET_NIMG,
+    def fitted(self, num_classes: int, latent_channels: int, latent_size: int) -> TrainConfig:
+        """Return the same run for data of another shape."""
+        grid: dict[str, Any] = {
+            "num_classes": num_classes,
+            "latent_channels": latent_channels,
+            "latent_size": latent_size,
+        }
+        return replace(
+            self,
+            generator=replace(self.generator, **grid),
+            discriminator=replace(self.discriminator, **grid),
         )
-    raise InvalidInput(f"No training preset {name!r}.", hint=f"presets: {', '.join(PRESETS)}")
 
 
-PRESETS = ("fashion-32", *_IMAGENET)
+def _require_keys(kind: type, values: Mapping[str, Any]) -> None:
+    known = fields(kind)
+    required = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}
+    if unknown := sorted(values.keys() - {f.name for f in known}):
+        raise InvalidInput(f"Unknown settings of {kind.__name__}: {', '.join(unknown)}.")
+    if missing := sorted(required - values.keys()):
+        raise InvalidInput(f"Missing settings of {kind.__name__}: {', '.join(missing)}.")

@@ -8,7 +8,7 @@ embedding and positions. No token of one scale sees another scale, except in the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -63,6 +63,9 @@ class DiscriminatorConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DiscriminatorConfig:
+        """Rebuild a configuration; an unknown key is an error that names it."""
+        if unknown := sorted(values.keys() - {field.name for field in fields(cls)}):
+            raise InvalidInput(f"Unknown discriminator settings: {', '.join(unknown)}.")
         return cls(**values)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from collections import defaultdict
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cat_serve.errors import DataError, InvalidInput, TrainingDiverged
-from cat_serve.files import write_text
 from cat_serve.model.checkpoint import Checkpoint, open_vae, save_checkpoint, save_module
 from cat_serve.model.decoder import vae_sha256
 from cat_serve.model.generator import Generator
@@ -23,11 +21,13 @@ from training.config import TrainConfig
 from training.data import Latents
 from training.discriminator import Discriminator
 from training.ema import ema_decay, update_ema
+from training.initial import Initial
 from training.objective import Losses, Objective
 from training.photographs import open_photographs
 from training.preview import save_previews
 from training.representation import open_alignment
-from training.state import load_state, save_state
+from training.runlog import RunLog, summary_writer
+from training.state import load_state, moments, restore_moments, save_state
 from training.streams import shuffled_indices, stream_at
 
 CLIP_NORM = 1.0
@@ -43,10 +43,13 @@ class Run:
         vae_path: the VAE that encoded `data` (a folder or a checkpoint); it travels inside the checkpoint.
         photographs: where the data set's files are, for a teacher.
         teacher_weights: a local folder of the teacher's weights.
+        initial: where the weights start, unless the folder has a state; by default they are drawn.
+        tensorboard: write numbers and pictures for TensorBoard too.
 
     Raises:
         DataError: the data do not fit the configuration, or were encoded by another VAE.
-        CheckpointError: the folder's state belongs to another run.
+        CheckpointError: the folder's state belongs to another run, or `initial` does not fit.
+        MissingDependency: TensorBoard is wanted and not here.
     """
 
     def __init__(
@@ -57,19 +60,27 @@ class Run:
         folder: Path,
         photographs: Path | None = None,
         teacher_weights: Path | None = None,
+        initial: Path | None = None,
+        tensorboard: bool = False,
     ) -> None:
         self.config, self.data, self.folder = config, data, folder
         _require_fit(config, data)
+        self.tensorboard = tensorboard
+        if tensorboard:
+            summary_writer()  # missing? better known now
+        self.initial = self._open_initial(initial) if initial else None
         self.vae = open_vae(vae_path)
         if vae_sha256(self.vae) != data.index.vae_sha256:
             raise DataError(
                 f"The data were encoded by another VAE than {vae_path}.",
                 hint="run python -m training.prepare with this VAE",
             )
-        folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config.seed)
         self.generator = Generator(config.generator)
         self.discriminator = Discriminator(config.discriminator)
+        resumed = self.state_path.exists()
+        if self.initial and not resumed:
+            self.initial.fill(self.generator, self.discriminator)
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
         width = config.discriminator.width
         self.alignment = open_alignment(config.representation, width, teacher_weights)
@@ -82,8 +93,18 @@ class Run:
         self.discriminator_optimizer = self._optimizer(self.critic, width)
         self.nimg = 0
         self.seconds = 0.0
-        if self.state_path.exists():
-            self._restore(load_state(self.state_path, self._identity()))
+        if resumed:
+            self._restore(load_state(self.state_path, self._identity(), self._complete))
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _open_initial(self, path: Path) -> Initial:
+        own = self.folder / f"{self.config.name}.safetensors"
+        if path.resolve() == own.resolve():
+            raise InvalidInput(
+                f"The run would write over {path}, which it starts from.",
+                hint="give another --run or --name",
+            )
+        return Initial.load(path)
 
     @property
     def state_path(self) -> Path:
@@ -153,8 +174,10 @@ class Run:
         sums: dict[str, float] = defaultdict(float)
         steps, mark_nimg, mark = 0, self.nimg, time.monotonic()
         last_state = mark
-        self._truncate_log()
-        with tqdm(total=total, initial=self.nimg, unit="img", desc=self.config.name) as progress:
+        with (
+            RunLog(self.folder, self.nimg, self.tensorboard) as log,
+            tqdm(total=total, initial=self.nimg, unit="img", desc=self.config.name) as progress,
+        ):
             while self.nimg < total:
                 for key, value in self.step().items():
                     sums[key] += value
@@ -166,7 +189,7 @@ class Run:
                     self.seconds += now - mark
                     rate = (self.nimg - mark_nimg) / max(now - mark, 1e-9)
                     means = {key: value / steps for key, value in sums.items()}
-                    self._log(means | {"images_per_second": rate})
+                    log.numbers(self.nimg, self.seconds, means | {"images_per_second": rate})
                     progress.set_postfix(
                         {k: f"{means[k]:.3f}" for k in ("d_adv", "g_adv", "margin", "consistency")}
                     )
@@ -174,7 +197,8 @@ class Run:
                     steps, mark_nimg, mark = 0, self.nimg, now
                 if self._passed(snapshot_nimg) or finished:
                     self.save_checkpoints()
-                    save_previews(self.ema, self.vae, self.folder, self.nimg)
+                    pictures = save_previews(self.ema, self.vae, self.folder, self.nimg)
+                    log.pictures(self.nimg, pictures)
                 # Last of all, and where the log's sums are empty: what the state has passed is written.
                 if finished or (not steps and now - last_state > state_seconds):
                     self.save_state()
@@ -185,26 +209,20 @@ class Run:
 
     # --- files -----------------------------------------------------------------------------------
 
-    def _log(self, values: dict[str, float]) -> None:
-        line = {"nimg": self.nimg, "seconds": round(self.seconds, 1)}
-        line |= {key: float(f"{value:.5g}") for key, value in values.items()}
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
-
-    def _truncate_log(self) -> None:
-        """Drop lines that an interrupted run wrote after the state it resumes from."""
-        path = self.folder / "log.jsonl"
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            whole = [line for line in lines if line.endswith("}")]  # the last may be cut off
-            kept = [line for line in whole if json.loads(line)["nimg"] <= self.nimg]
-            write_text(path, "".join(line + "\n" for line in kept))
-
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a state to be resumed; the length of the run may change."""
         config = self.config.to_dict()
         del config["total_nimg"]
-        return config | {"data": self.data.index.fingerprint}
+        started = self.initial.identity if self.initial else None
+        return config | {"data": self.data.index.fingerprint, "initial": started}
+
+    def _complete(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """Give a saved identity the settings that did not exist when it was written."""
+        parts = {key: saved.get(key) for key in ("data", "initial")}
+        config = {key: value for key, value in saved.items() if key not in parts}
+        whole = TrainConfig.from_dict(config | {"total_nimg": self.config.total_nimg}).to_dict()
+        del whole["total_nimg"]
+        return whole | parts
 
     def save_state(self) -> None:
         """Write all that the next step depends on. With beta1 = 0, `exp_avg` is the last gradient: not kept."""
@@ -215,16 +233,16 @@ class Run:
             "generator": self.generator.state_dict(),
             "critic": self.critic.state_dict(),
             "ema": self.ema.state_dict(),
-            "generator_optimizer": _moments(self.generator_optimizer),
-            "discriminator_optimizer": _moments(self.discriminator_optimizer),
+            "generator_optimizer": moments(self.generator_optimizer),
+            "discriminator_optimizer": moments(self.discriminator_optimizer),
         })  # fmt: skip
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.nimg, self.seconds = state["nimg"], state["seconds"]
         for name in ("generator", "critic", "ema"):
             getattr(self, name).load_state_dict(state[name])
-        _restore_moments(self.generator_optimizer, state["generator_optimizer"])
-        _restore_moments(self.discriminator_optimizer, state["discriminator_optimizer"])
+        restore_moments(self.generator_optimizer, state["generator_optimizer"])
+        restore_moments(self.discriminator_optimizer, state["discriminator_optimizer"])
 
     def save_checkpoints(self) -> None:
         """Write the served checkpoint (averaged weights) and, apart from it, the discriminator."""
@@ -233,8 +251,11 @@ class Run:
             "config": self.config.to_dict(),
             "nimg": self.nimg,
             "seconds": round(self.seconds, 1),
-            "data": index.images | {"fingerprint": index.fingerprint, "count": index.count},
+            "data": {k: v for k, v in index.images.items() if k not in ("root", "listing")}
+            | {"fingerprint": index.fingerprint, "count": index.count},
         }
+        if self.initial:
+            training["initial"] = self.initial.identity
         checkpoint = Checkpoint(name, self.ema, self.vae, index.class_names, training)
         save_checkpoint(self.folder / f"{name}.safetensors", checkpoint)
         description = {"discriminator": self.config.discriminator.to_dict(), "nimg": self.nimg}
@@ -257,25 +278,3 @@ def _require_fit(config: TrainConfig, data: Latents) -> None:
 
 def _numbers(losses: Losses) -> dict[str, float]:
     return {key: float(value.detach()) for key, value in losses.items()}
-
-
-def _moments(optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, Tensor]]:
-    """Return (step, exp_avg_sq) of every parameter, in order."""
-    parameters = optimizer.param_groups[0]["params"]
-    return [
-        (optimizer.state[p]["step"], optimizer.state[p]["exp_avg_sq"])
-        for p in parameters
-        if p in optimizer.state
-    ]
-
-
-def _restore_moments(
-    optimizer: torch.optim.Optimizer, moments: list[tuple[Tensor, Tensor]]
-) -> None:
-    parameters = optimizer.param_groups[0]["params"]
-    for parameter, (step, exp_avg_sq) in zip(parameters, moments, strict=True):
-        optimizer.state[parameter] = {
-            "step": step,
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": exp_avg_sq,
-        }

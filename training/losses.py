@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cat_serve.errors import InvalidInput
 from training.augment import Resize, resize
 
 PENALTY_SIGMA = 0.01
@@ -25,7 +26,9 @@ def generator_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
     return functional.softplus(logits_real.detach() - logits_fake).mean()
 
 
-def approximate_penalty(logits: Tensor, logits_noised: Tensor) -> Tensor:
+def approximate_penalty(
+    logits: Tensor, logits_noised: Tensor, sigma: float = PENALTY_SIGMA
+) -> Tensor:
     """Finite-difference R1 (on real) or R2 (on fake): E[((D(x) - D(x + sigma n)) / sigma)^2].
 
     n is standard normal, sigma 0.01, D the sum of the K logits, so that for a linear D(x) = <a, x> the mean
@@ -35,13 +38,15 @@ def approximate_penalty(logits: Tensor, logits_noised: Tensor) -> Tensor:
         logits, logits_noised: float32 [B, K] of the same samples.
     """
     difference = logits.float().sum(dim=1) - logits_noised.float().sum(dim=1)
-    return (difference / PENALTY_SIGMA).square().mean()
+    return (difference / sigma).square().mean()
 
 
-def add_penalty_noise(images: list[Tensor], generator: torch.Generator) -> list[Tensor]:
+def add_penalty_noise(
+    images: list[Tensor], generator: torch.Generator, sigma: float = PENALTY_SIGMA
+) -> list[Tensor]:
     """Return x + sigma n for every scale; the noise is added after augmentation and resizing."""
     return [
-        x + PENALTY_SIGMA * torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+        x + sigma * torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
         for x in images
     ]
 
@@ -54,6 +59,10 @@ class Consistency:
     detach_anchor: bool = False
     at_scale: bool = False
     omegas: Literal["inverse", "uniform"] = "inverse"
+
+    def __post_init__(self) -> None:
+        if self.omegas not in ("inverse", "uniform"):
+            raise InvalidInput(f"omegas {self.omegas!r} are neither 'inverse' nor 'uniform'.")
 
 
 def consistency_loss(

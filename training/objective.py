@@ -15,7 +15,6 @@ from training.augment import Draw, augment, draw, to_scales
 from training.config import TrainConfig
 from training.discriminator import Discriminator
 from training.losses import (
-    PENALTY_EVERY,
     add_penalty_noise,
     approximate_penalty,
     consistency_loss,
@@ -47,7 +46,7 @@ class Objective:
         """Return D's losses: adversarial + gamma/2 (R1 + R2) + REPA. The generator gets no gradient.
 
         Args:
-            x_real: latents [B, C, H, W]; y: int64 [B]; B a multiple of 4.
+            x_real: latents [B, C, H, W]; y: int64 [B]; B a multiple of `penalty_every`.
             rng: where z, augmentation and penalty noise are drawn from.
             nimg: images seen so far, for the schedule of gamma.
             photographs: float32 [B, 3, H, W] in -1..1, for the teacher where there is one.
@@ -59,9 +58,9 @@ class Objective:
         real_images = self.judged(x_real.unsqueeze(1), drawn)
         fake_images = self.judged(fake, self.draw(len(y), rng))
 
-        quarter = slice(None, None, PENALTY_EVERY)
-        noised_real = add_penalty_noise([x[quarter] for x in real_images], rng)
-        noised_fake = add_penalty_noise([x[quarter] for x in fake_images], rng)
+        sigma, quarter = self.config.penalty_sigma, slice(None, None, self.config.penalty_every)
+        noised_real = add_penalty_noise([x[quarter] for x in real_images], rng, sigma)
+        noised_fake = add_penalty_noise([x[quarter] for x in fake_images], rng, sigma)
         batches = (real_images, fake_images, noised_real, noised_fake)
         labels = torch.cat([y, y, y[quarter], y[quarter]])
         tokens = self.discriminator.tokens([torch.cat(x) for x in zip(*batches, strict=True)])
@@ -69,8 +68,8 @@ class Objective:
         real, fake, real_noised, fake_noised = logits.split([len(x[0]) for x in batches])
 
         adversarial = discriminator_loss(real, fake)
-        r1 = approximate_penalty(real[quarter], real_noised)
-        r2 = approximate_penalty(fake[quarter], fake_noised)
+        r1 = approximate_penalty(real[quarter], real_noised, sigma)
+        r2 = approximate_penalty(fake[quarter], fake_noised, sigma)
         total = adversarial + self.config.gamma_at(nimg) / 2 * (r1 + r2)
         losses = {"d_adv": adversarial, "r1": r1, "r2": r2, "margin": (real - fake).mean()}
         if self.alignment is not None:
@@ -105,8 +104,9 @@ class Objective:
 
     def draw(self, batch: int, rng: torch.Generator) -> Draw:
         """Draw one augmentation for each sample."""
-        side = self.config.generator.latent_size
-        return draw(batch, side, rng, self.config.flip_probability)
+        config = self.config
+        side = config.generator.latent_size
+        return draw(batch, side, rng, config.flip_probability, config.augmentations)
 
     def judged(self, stages: Tensor, drawn: Draw) -> list[Tensor]:
         """Augment [B, K, C, H, W] (or [B, 1, ...] for real images) and resize to what D looks at."""

@@ -47,8 +47,11 @@ def save_picture(path: Path, picture: np.ndarray, zoom: int = 2) -> None:
         Image.fromarray(enlarged).save(temporary, format="png")
 
 
-def save_previews(generator: Generator, vae: AutoencoderKL, folder: Path, nimg: int) -> None:
-    """Write `samples-NIMG.png` and `stages-NIMG.png`."""
-    samples, stages = sample_grids(generator, vae)
-    save_picture(folder / f"samples-{nimg:09d}.png", samples)
-    save_picture(folder / f"stages-{nimg:09d}.png", stages)
+def save_previews(
+    generator: Generator, vae: AutoencoderKL, folder: Path, nimg: int
+) -> dict[str, np.ndarray]:
+    """Write `samples-NIMG.png` and `stages-NIMG.png`; return both pictures, uint8 [H, W, 3]."""
+    pictures = dict(zip(("samples", "stages"), sample_grids(generator, vae), strict=True))
+    for name, picture in pictures.items():
+        save_picture(folder / f"{name}-{nimg:09d}.png", picture)
+    return pictures

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.augment import Draw, augment, draw, resize, to_scales
+from training.augment import PARTS, Draw, Part, augment, draw, resize, to_scales
 
 SIDE = 8
 
@@ -194,3 +194,35 @@ def test_flips_come_as_often_as_told(probability: float, expected: float) -> Non
     assert float(drawn.flip.float().mean()) == pytest.approx(expected, abs=0.03)
     plain = draw(4000, SIDE, torch.Generator().manual_seed(0))
     assert torch.equal(drawn.contrast, plain.contrast)
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+def drawn_with(*parts: Part) -> Draw:
+    return draw(64, SIDE, torch.Generator().manual_seed(0), 0.4, parts)
+
+
+def test_parts_that_are_off_do_nothing() -> None:
+    x = torch.randn(64, 1, 4, SIDE, SIDE)
+    flipped = torch.where(drawn_with().flip.view(-1, 1, 1, 1, 1), x.flip(-1), x)
+    torch.testing.assert_close(augment(x, drawn_with()), flipped)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_part_that_is_off_leaves_the_draws_of_the_others(part: Part) -> None:
+    every, rest = seeded_draw(64), drawn_with(*(other for other in PARTS if other != part))
+    own = {
+        "colour": ("brightness", "saturation", "contrast"),
+        "translation": ("shift_row", "shift_column"),
+        "cutout": ("cutout_row", "cutout_column"),
+    }[part]
+    for field in fields(Draw):
+        same = torch.equal(getattr(every, field.name), getattr(rest, field.name))
+        assert same == (field.name not in own), field.name
+
+
+def test_cutout_that_is_off_blanks_nothing() -> None:
+    x = torch.ones(64, 1, 4, SIDE, SIDE)
+    assert (augment(x, drawn_with("colour", "translation"), "edge") != 0).all()
+    assert (augment(x, drawn_with("cutout"), "edge") == 0).any()

@@ -206,6 +206,24 @@ def test_other_settings_in_the_same_folder_are_refused(
     assert read_files(train()) == before
 
 
+def test_state_from_before_a_setting_existed_goes_on(train: StartRun, whole: Run) -> None:
+    run = train("older", total_nimg=16)
+    state = torch.load(run.state_path, weights_only=True)
+    for key in ("augmentations", "penalty_sigma", "penalty_every", "initial"):
+        del state["config"][key]
+    torch.save(state, run.state_path)
+    assert_same_state(train("older", total_nimg=48), whole)
+
+
+def test_state_of_a_newer_version_is_refused(train: StartRun) -> None:
+    run = train()
+    state = torch.load(run.state_path, weights_only=True)
+    state["config"]["spectral_norm"] = True
+    torch.save(state, run.state_path)
+    with pytest.raises(CheckpointError, match=r"another version of this project: .*spectral_norm"):
+        train(total_nimg=48)
+
+
 @pytest.mark.parametrize("content", [b"", b"garbage", "cut off", {"nimg": 3}, [1]])
 def test_state_that_is_none_is_refused(train: StartRun, content: object) -> None:
     path = train().state_path

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from cat_serve.model.generator import Generator
-from training.config import TrainConfig, train_preset
+from training.config import TrainConfig
 from training.discriminator import Discriminator
 from training.losses import Consistency, add_penalty_noise
 from training.objective import Objective
+from training.presets import train_preset
 from training.streams import stream_at
 
 ConfigFactory = Callable[..., TrainConfig]
@@ -158,3 +159,18 @@ def test_initial_losses_are_near_ln_2(batch: tuple[Tensor, Tensor]) -> None:
     g_losses = objective.generator_step(*batch, stream_at(0, "g", 0))
     assert d_losses["d_adv"].item() == pytest.approx(math.log(2), abs=0.05)
     assert g_losses["g_adv"].item() == pytest.approx(math.log(2), abs=0.05)
+
+
+def test_penalty_settings_reach_the_penalty(
+    make_config: ConfigFactory, batch: tuple[Tensor, Tensor]
+) -> None:
+    """For a smooth D the finite difference hardly depends on sigma; how many samples it sees does matter."""
+
+    def r1(**changes: object) -> float:
+        objective = build(make_config(**changes))
+        return float(objective.discriminator_step(*batch, stream_at(0, "d", 0))["r1"].detach())
+
+    usual = r1()
+    assert r1(penalty_sigma=0.02) != usual
+    assert r1(penalty_sigma=0.02) == pytest.approx(usual, rel=0.1)
+    assert r1(penalty_every=8) != pytest.approx(usual, rel=1e-3)

@@ -13,7 +13,10 @@ import pytest
 
 from cat_serve.errors import InvalidInput
 from cat_serve.model.checkpoint import load_checkpoint
-from training.config import PRESETS, TrainConfig, train_preset
+from training.config import TrainConfig
+from training.data import Latents
+from training.options import OPTIONS, Option
+from training.presets import PRESETS, train_preset
 from training.train import build_parser, main, resolve_config
 
 ROOT = Path(__file__).parents[2]
@@ -75,20 +78,56 @@ def test_networks_that_disagree_are_refused(make_config: ConfigFactory) -> None:
         make_config(discriminator=train_preset("cat-m2-256").discriminator)
 
 
-def test_flags_replace_settings_of_the_preset(arguments: list[str]) -> None:
+def resolved(arguments: list[str], latents: Latents) -> TrainConfig:
+    return resolve_config(build_parser().parse_args(arguments), latents.index)
+
+
+def test_flags_replace_settings_of_the_preset(arguments: list[str], latents: Latents) -> None:
     flags = ["--base-lr", "1e-3", "--gamma", "0.5", "--lambda", "0", "--seed", "7"]
-    config = resolve_config(build_parser().parse_args(arguments + flags))
+    config = resolved(arguments + flags, latents)
     preset = train_preset("fashion-32")
     assert (config.generator.width, config.discriminator.width) == (16, 16)
     assert (config.batch_size, config.total_nimg) == (8, 16)
     assert (config.base_lr, config.gamma, config.seed) == (1e-3, 0.5, 7)
-    assert config.consistency.weight == 0
+    assert (config.consistency.weight, config.gamma_final) == (0, None)
     assert config.generator.depth == preset.generator.depth
 
 
-def test_without_flags_the_preset_holds() -> None:
-    flags = ["--preset", "cat-m2-256", "--data", "d", "--vae", "v", "--run", "r"]
-    assert resolve_config(build_parser().parse_args(flags)) == train_preset("cat-m2-256")
+def test_without_flags_the_preset_holds(latents: Latents) -> None:
+    flags = ["--preset", "fashion-32", "--data", "d", "--vae", "v", "--run", "r"]
+    assert resolved(flags, latents) == train_preset("fashion-32")
+
+
+GIVEN = {  # every flag, with a value that no preset has
+    "--name": ("mine", "mine"), "--total-nimg": ("24", 24), "--batch-size": ("4", 4),
+    "--base-lr": ("0.5", 0.5), "--lr-decay-nimg": ("8", 8), "--gamma": ("0.7", 0.7),
+    "--gamma-final": ("0.2", 0.2), "--gamma-anneal-nimg": ("9", 9),
+    "--penalty-sigma": ("0.1", 0.1), "--penalty-every": ("2", 2), "--lambda": ("0.3", 0.3),
+    "--detach-anchor": (None, True), "--at-scale": (None, True), "--omegas": ("uniform", "uniform"),
+    "--resize": ("bilinear", "bilinear"), "--attention": ("aggregated", "aggregated"),
+    "--augment": ("cutout", ("cutout",)), "--flip-probability": ("0.1", 0.1),
+    "--translation-fill": ("zero", "zero"), "--teacher": ("efficientnet-lite0", "efficientnet-lite0"),
+    "--teacher-weight": ("0.4", 0.4), "--modulation": ("no_shift", "no_shift"), "--seed": ("3", 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.flag)
+def test_every_flag_reaches_its_setting(
+    arguments: list[str], latents: Latents, option: Option
+) -> None:
+    text, value = GIVEN[option.flag]
+    config = resolved([*arguments, option.flag, *([text] if text else [])], latents)
+    part, _, name = option.setting.rpartition(".")
+
+    def setting(of: TrainConfig) -> object:
+        return getattr(getattr(of, part) if part else of, name)
+
+    assert setting(config) == value != setting(train_preset("fashion-32"))
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_augmentations_can_all_be_off(arguments: list[str], latents: Latents) -> None:
+    assert resolved([*arguments, "--augment"], latents).augmentations == ()
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -124,6 +163,8 @@ def test_command_trains_and_goes_on(
         (["--width", "30"], 2, "width 30"),
         (["--batch-size", "-8"], 2, "batch_size -8"),
         (["--log-nimg", "0"], 2, "at least 1"),
+        (["--name", "a/b"], 2, "'a/b' is no name for a model"),
+        (["--from", "nowhere.safetensors"], 1, "There is no checkpoint nowhere.safetensors"),
         (["--teacher", "professor"], 2, "No teacher 'professor'"),
         (["--teacher", "efficientnet-lite0"], 1, "cannot be opened again"),
     ],
