@@ -19,12 +19,14 @@ from training.config import TrainConfig
 from training.data import Latents
 from training.discriminator import Discriminator
 from training.fashion_mnist import load_split
+from training.folder import ImageFolder
 from training.loop import Run
 from training.objective import Objective
 from training.photographs import open_photographs
 from training.prepare import prepare
 from training.representation import Alignment, Representation
 from training.sources import fashion_mnist
+from training.streams import shuffled_indices
 from training.teacher import Features
 
 
@@ -132,3 +134,28 @@ def test_an_aligned_run_trains_its_projector_and_resumes_bit_for_bit(
     assert expected.keys() == got.keys()
     assert any(key.startswith("projector.") for key in got)
     assert all(torch.equal(expected[key], got[key]) for key in expected)
+
+
+@pytest.mark.usefixtures("pixel_teacher")
+def test_teacher_looks_at_the_images_of_a_folder(
+    make_config: Callable[..., TrainConfig],
+    write_images: Callable[..., Path],
+    vae_folder: Path,
+    tmp_path: Path,
+) -> None:
+    root = write_images(*(f"{label}/{number}.png" for label in "ab" for number in range(8)))
+    source = ImageFolder(root, 32)
+    prepare(vae_folder, source, tmp_path / "data")
+    options = Representation("pixels", projector_width=8)
+    config = make_config(representation=options, total_nimg=8).fitted(2, 4, 8)
+    run = Run(config, Latents(tmp_path / "data"), vae_folder, tmp_path / "run")
+    seen: list[Tensor] = []
+    assert run.alignment is not None
+    teacher = run.alignment.teacher
+    run.alignment.teacher = lambda images: (seen.append(images), teacher(images))[1]  # type: ignore
+    assert run.step()["repa"] > 0
+    index = shuffled_indices(config.seed, 16, 0, 8)
+    expected = [photograph.pixels for photograph in source.read(index.numpy())]
+    drawn_mean = torch.from_numpy(np.stack(expected)).float().mean() / 127.5 - 1  # type: ignore
+    assert seen[0].shape == (8, 3, 32, 32)
+    assert float(seen[0].mean()) == pytest.approx(float(drawn_mean), abs=0.05)  # moved, mirrored

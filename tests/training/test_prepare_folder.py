@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 import training.prepare as preparation
 import training.shards as shards
@@ -215,6 +216,22 @@ def test_fingerprint_follows_the_bytes_and_not_the_clock(
     encoded.clear()
     assert prepared(command).index.fingerprint == first
     assert sum(encoded) == 24  # it might have changed
+
+
+def test_sd_vae_encodes_a_folder(command: list[str], tmp_path: Path) -> None:
+    """SD-VAE's configuration in everything but the widths: 8 px a cell, one scale for all channels."""
+    AutoencoderKL(
+        latent_channels=4, norm_num_groups=4, block_out_channels=(4, 8, 8, 8), sample_size=256,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        scaling_factor=0.18215,
+    ).save_pretrained(tmp_path / "pipeline" / "vae")  # fmt: skip
+    data = prepared(command, "--vae", str(tmp_path / "pipeline"), "--size", "64")
+    assert (data.index.latent_channels, data.index.latent_size) == (4, 8)
+    moments = data.moments(torch.tensor([7]))
+    x, y = data.batch(torch.tensor([7]), torch.Generator().manual_seed(1))
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(x, 0.18215 * (moments[:, :4] + moments[:, 4:] * noise))
+    assert y.tolist() == [0]
 
 
 @pytest.mark.parametrize(
