@@ -58,15 +58,17 @@ def torch_artefact(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
     return Artefact(folder, manifest, "0" * 12)
 
 
-@pytest.fixture(params=["onnxruntime", "torch", "fake"])
+@pytest.fixture(params=["onnxruntime", "onnxruntime fp16", "torch", "fake"])
 def backend(
     request: pytest.FixtureRequest, add_model: Callable[..., Any], shipped: Artefact
 ) -> Iterator[Backend]:
-    if request.param == "torch":
+    name, _, precision = request.param.partition(" ")
+    if name == "torch":
         artefact = request.getfixturevalue("torch_artefact")
     else:
-        artefact = shipped if request.param == "onnxruntime" else add_model()
-    opened = open_backend(request.param, artefact, EngineOptions(checkpoints=artefact.folder))
+        artefact = shipped if name == "onnxruntime" else add_model()
+    options = EngineOptions(checkpoints=artefact.folder, precision=precision or "fp32")
+    opened = open_backend(name, artefact, options)
     yield opened
     opened.close()
 
