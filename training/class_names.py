@@ -50,8 +50,8 @@ def _read(path: Path, folders: Sequence[str]) -> dict[str, str]:
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix.lower() != ".json":
-            lines = (line.strip().partition(" ") for line in text.splitlines())
-            return {folder: name.strip() for folder, _, name in lines if folder}
+            lines = (line.split(maxsplit=1) for line in text.splitlines())
+            return {words[0]: words[1].strip() for words in lines if len(words) == 2}
         values = json.loads(text)
         return _from_json(values, folders)
     except (ValueError, TypeError, KeyError, IndexError) as error:

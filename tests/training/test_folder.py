@@ -100,7 +100,7 @@ FOLDERS = ("n01440764", "n02012849", "n03126707")
         ("names.json", json.dumps(["tench", "crane", "crane"])),
         ("names.json", json.dumps({"n03126707": "crane", "n02012849": "crane", "n01440764": "tench, Tinca tinca"})),
         ("imagenet_class_index.json", json.dumps({"0": ["n01440764", "tench"], "134": ["n02012849", "crane"], "517": ["n03126707", "crane"], "3": ["n9", "x"]})),
-        ("LOC_synset_mapping.txt", "n01440764 tench, Tinca tinca\nn02012849 crane\nn03126707 crane\nn99 other\n"),
+        ("LOC_synset_mapping.txt", "n01440764 tench, Tinca tinca\nn02012849 crane\nn03126707\tcrane\n\nn99 other\n"),
     ],
     ids=["list", "object", "index", "text"],
 )  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -189,5 +191,20 @@ def test_readers_keep_the_order_and_name_what_is_broken(tmp_path: Path, workers:
             "No such file or directory",
         )
         assert len({p.sha256 for p in read if p.pixels is not None}) == 38
+    finally:
+        readers.close()
+
+
+def test_killed_worker_is_an_error_and_no_wait(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(Image.new("RGB", (8, 8))))
+    readers = Readers(1)
+    try:
+        photographs = readers.read([path] * 400, 8)
+        next(photographs)
+        for pid in list(readers._pool._processes):  # type: ignore[union-attr]
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(DataError, match="fewer --workers"):
+            list(photographs)
     finally:
         readers.close()

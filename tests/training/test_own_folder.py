@@ -39,7 +39,16 @@ def test_folder_of_images_becomes_a_model(
     assert str(images) not in json.dumps(checkpoint.training)  # where they lie is nobody's business
 
     path, repository = json.loads(out)["checkpoint"], tmp_path / "repository"
-    quick = ["--precision", "fp32", "--studio-precision", "none", "--parity-classes", "2"]
+    quick = [
+        "--precision",
+        "fp32",
+        "--studio-precision",
+        "none",
+        "--parity-classes",
+        "2",
+        "--max-batch",
+        "4",
+    ]
     assert onnx.main([path, "--repository", str(repository), *quick]) == 0
     artefact = load_artefact(repository / "animals" / "1")
     assert artefact.manifest.class_names == names
