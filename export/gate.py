@@ -117,5 +117,6 @@ def _single(output: Output) -> Output:
 
 
 def determinism(report: dict[str, Any]) -> Determinism:
-    """Return `bytes` if no row changed with the size of its batch."""
-    return "bytes" if not any(report["batch_invariance_max_levels"].values()) else "latent"
+    """Return `bytes` if batches were compared and no row changed with the size of its batch."""
+    worst = report["batch_invariance_max_levels"].values()
+    return "bytes" if worst and not any(worst) else "latent"

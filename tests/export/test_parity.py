@@ -9,6 +9,7 @@ import pytest
 
 from cat_serve.contract import Batch, Output, StudioOutput
 from cat_serve.errors import ParityError
+from export.gate import determinism
 from export.parity import batch_invariant, compare, in_batches, probe_batch, require, studio_probe
 
 PIXELS = 32 * 32 * 3
@@ -115,3 +116,12 @@ def test_batches_larger_than_the_probe_repeat_it() -> None:
     assert batch_invariant(engine, batch, (2, 16)) == {2: 0, 16: 4}
     assert seen == [1] * 6 + [2, 16]
     assert len(in_batches(engine, batch, 4).ok) == 6
+
+
+@pytest.mark.parametrize(
+    ("worst", "level"), [({"2": 0, "7": 0}, "bytes"), ({"2": 0, "7": 1}, "latent"), ({}, "latent")]
+)
+def test_bytes_are_promised_only_where_batches_were_compared(
+    worst: dict[str, int], level: str
+) -> None:
+    assert determinism({"batch_invariance_max_levels": worst}) == level
