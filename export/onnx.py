@@ -83,7 +83,7 @@ def export(
     with replacing(target) as workspace:
         files, parity = write_and_prove(checkpoint, graphs, workspace, options)
         plain = [graph for graph in graphs if not graph.is_studio]
-        golden, image_size = make_golden(plain, checkpoint, workspace)
+        golden, image_size = make_golden(plain, checkpoint, workspace, options.max_batch)
         Manifest(
             model=checkpoint.name,
             files=files | {golden.file: record(workspace / golden.file)},
@@ -139,9 +139,9 @@ def write_and_prove(
 
 
 def make_golden(
-    graphs: Sequence[Graph], checkpoint: Checkpoint, folder: Path
+    graphs: Sequence[Graph], checkpoint: Checkpoint, folder: Path, max_batch: int
 ) -> tuple[Golden, tuple[int, int]]:
-    """Write the golden images, made by the first graph, and describe them.
+    """Write the golden images, one batch made by the first graph, and describe them.
 
     Returns:
         The description, with the tolerance of each graph's precision, and the images' height and width.
@@ -154,7 +154,8 @@ def make_golden(
     from export.parity import compare, in_batches
 
     classes = len(checkpoint.class_names)
-    chosen = np.linspace(0, classes - 1, min(classes, GOLDEN_IMAGES)).astype(int).tolist()
+    count = min(classes, GOLDEN_IMAGES, max_batch)
+    chosen = np.linspace(0, classes - 1, count).astype(int).tolist()
     seeds, psi = tuple(range(len(chosen))), (1.0,) * len(chosen)
     golden = Golden(GOLDEN_NAME, tuple(chosen), seeds, psi, max_levels={})
     batch = golden.batch((checkpoint.generator.config.z_dim,))

@@ -180,13 +180,18 @@ class Float32GroupNorm(nn.Module):
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Round images to bytes: round(clamp((x + 1) * 127.5, 0, 255)), in float32.
+    """Return the bytes of images [B, 3, H, W], nominally -1..1: uint8 [B, H, W, 3]; see `rounded`."""
+    return rounded(images).to(torch.uint8)
+
+
+def rounded(images: Tensor) -> Tensor:
+    """Round images to levels, still float32: round(clamp((x + 1) * 127.5, 0, 255)).
 
     Args:
         images: [B, 3, H, W], nominally -1..1.
 
     Returns:
-        uint8 [B, H, W, 3].
+        float32 [B, H, W, 3] of whole numbers 0..255.
     """
     scaled = (images.float().permute(0, 2, 3, 1) + 1) * 127.5
-    return scaled.clamp(0, 255).round().to(torch.uint8)
+    return scaled.clamp(0, 255).round()

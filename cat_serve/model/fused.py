@@ -17,7 +17,7 @@ from cat_serve.contract import (
     StudioOutput,
 )
 from cat_serve.model.checkpoint import Checkpoint
-from cat_serve.model.decoder import Decoder, to_uint8
+from cat_serve.model.decoder import Decoder, rounded
 from cat_serve.model.generator import Generator
 from cat_serve.model.layers import EqualizedLinear
 
@@ -53,11 +53,14 @@ class _Fused(nn.Module):
         return model.eval().requires_grad_(False)
 
     def render(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode latents [N, C, h, w] to uint8 [N, H, W, 3]; bool [N] says where every value was finite."""
+        """Decode latents [N, C, h, w] to levels, float32 [N, H, W, 3]; bool [N]: where every value was finite.
+
+        The cast to uint8 must be the last thing in a graph: TensorRT has that type for outputs alone.
+        """
         images = self.decoder(latents).float()
         finite = torch.isfinite(images)
-        pixels = to_uint8(torch.where(finite, images, torch.zeros_like(images)))
-        return pixels, finite.flatten(1).all(dim=1)
+        levels = rounded(torch.where(finite, images, torch.zeros_like(images)))
+        return levels, finite.flatten(1).all(dim=1)
 
 
 class FusedModel(_Fused):
@@ -76,8 +79,8 @@ class FusedModel(_Fused):
         class_ok = in_range(class_id, self.num_classes)
         psi, psi_ok = usable_psi(truncation_psi)
         latents = self.generator(z, class_id.clamp(0, self.num_classes - 1), psi)
-        images, finite = self.render(latents)
-        return images, class_ok & psi_ok & finite
+        levels, finite = self.render(latents)
+        return levels.to(torch.uint8), class_ok & psi_ok & finite
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Output:
@@ -107,11 +110,11 @@ class StudioModel(_Fused):
         psi, psi_ok = usable_psi(truncation_psi)
         w = self.generator.mix(z, class_id.clamp(0, self.num_classes - 1), weight, psi)
         stages = torch.stack(self.generator.synthesis(w), dim=1)
-        images, finite = self.render(stages.flatten(0, 1))
+        levels, finite = self.render(stages.flatten(0, 1))
         count = self.generator.config.stages
-        stage_images = images.unflatten(0, (-1, count))
+        by_stage = levels.unflatten(0, (-1, count))
         ok = used_ok & weight_ok & psi_ok & finite.unflatten(0, (-1, count)).all(dim=1)
-        return stage_images[:, -1], ok, stage_images
+        return by_stage[:, -1].to(torch.uint8), ok, by_stage.to(torch.uint8)
 
     @torch.inference_mode()
     def run(self, batch: StudioBatch) -> StudioOutput:

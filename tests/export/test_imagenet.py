@@ -49,7 +49,7 @@ def imagenet_repository(vae_folder: Path, tmp_path_factory: pytest.TempPathFacto
     return repository
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 async def client(imagenet_repository: Path, anyio_backend: str) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(Settings(model_repository=imagenet_repository, precision="fp16"))
     transport = httpx.ASGITransport(app)
@@ -73,6 +73,7 @@ def test_random_model_says_what_it_is(imagenet_repository: Path, vae_folder: Pat
         (64,),
     )
     assert manifest.precisions == ("fp16",)
+    assert len(manifest.golden.seed) == manifest.max_batch == 2  # an engine makes them in one batch
 
 
 @pytest.mark.anyio
