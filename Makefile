@@ -61,7 +61,7 @@ format: $(DEV)/installed  ## format the code
 # --- the model -------------------------------------------------------------------------------
 
 train: $(DEV)/installed | $(FASHION_MNIST)  ## train VAE and generator again; interrupted runs go on
-	$(DEV)/bin/python -m training.train_vae --out $(RUN)/vae
+	$(DEV)/bin/python -m training.train_vae --latent-channels 8 --kl-weight 1e-4 --total-nimg 200000 --out $(RUN)/vae
 	$(DEV)/bin/python -m training.prepare --vae $(RUN)/vae --out data/$(MODEL)
 	$(DEV)/bin/python -m training.train --preset $(MODEL) --data data/$(MODEL) --vae $(RUN)/vae --run $(RUN)
 
@@ -69,7 +69,8 @@ export: $(DEV)/installed  ## export checkpoints/MODEL.safetensors into model_rep
 	$(DEV)/bin/python -m export.onnx checkpoints/$(MODEL).safetensors --repository model_repository
 
 evaluate: $(DEV)/installed | $(FASHION_MNIST)  ## measure the shipped model on 10,000 images
-	$(DEV)/bin/python -m training.evaluate model_repository/$(MODEL)/1 --out runs/evaluation
+	$(DEV)/bin/python -m training.evaluate model_repository/$(MODEL)/1 --vae checkpoints/$(MODEL).safetensors \
+	  --out runs/evaluation --card model_repository/$(MODEL)/1/card.md
 
 # --- packaging -------------------------------------------------------------------------------
 

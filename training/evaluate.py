@@ -226,7 +226,7 @@ def evaluate(
 def reconstructions(vae: Path, images: np.ndarray) -> np.ndarray:
     """Return what the VAE makes of photographs, uint8 [N, H, W, 3]."""
     from cat_serve.model.checkpoint import open_vae
-    from training.train_vae import reconstruct
+    from training.vae import reconstruct
 
     return reconstruct(open_vae(vae), images)
 

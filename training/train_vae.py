@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.sources import add_source_arguments, open_folder
-from training.vae import measure_latents, psnr_db, save_vae, to_unit
-from training.vae import reconstruct as reconstruct  # training.evaluate finds it here
+from training.vae import measure_latents, psnr_db, reconstruct, save_vae, to_unit
 
 if TYPE_CHECKING:
     import numpy as np

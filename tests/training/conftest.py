@@ -24,7 +24,7 @@ from training.train_vae import VaeTraining, build_vae
 from training.vae import save_vae
 
 COUNT = 24
-GRID = {"latent_size": 8, "latent_channels": 4, "num_classes": 10}
+GRID = {"latent_size": 8, "latent_channels": 8, "num_classes": 10}
 SOURCE: dict[str, object] = {"dataset": "drawn", "split": "train"}
 
 
@@ -95,15 +95,15 @@ def write_images(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def make_vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """Write an untrained VAE, 32 px to 4 x 8 x 8, with the weights of a seed."""
+    """Write an untrained VAE, 32 px to 8 x 8 x 8, with the weights of a seed."""
 
     def make(seed: int) -> Path:
         torch.manual_seed(seed)
-        vae = build_vae(VaeTraining(widths=(8, 8, 8)), image_size=32)
+        vae = build_vae(VaeTraining(widths=(8, 8, 8), latent_channels=8), image_size=32)
         vae.register_to_config(
             scaling_factor=1.7,
-            latents_mean=[0.5, -0.25, 0.0, 1.0],
-            latents_std=[2.0, 1.0, 0.5, 3.0],
+            latents_mean=[0.5, -0.25, 0.0, 1.0] * 2,
+            latents_std=[2.0, 1.0, 0.5, 3.0] * 2,
         )
         folder = tmp_path_factory.mktemp("vae") / f"vae-{seed}"
         save_vae(vae, folder)

@@ -82,7 +82,7 @@ def test_alignment_adds_its_weighted_loss_and_reaches_the_discriminator(
 ) -> None:
     options = Representation("pixels", weight=0.7, projector_width=8)
     objective = make_objective(make_config(representation=options))
-    x_real, y = torch.randn(8, 4, 8, 8), torch.arange(8)
+    x_real, y = torch.randn(8, 8, 8, 8), torch.arange(8)
     photographs = torch.rand(8, 3, 32, 32) * 2 - 1
 
     def step(given: Objective) -> dict[str, Tensor]:
@@ -103,7 +103,7 @@ def test_alignment_adds_its_weighted_loss_and_reaches_the_discriminator(
 def test_a_teacher_without_photographs_is_refused(make_config: Callable[..., TrainConfig]) -> None:
     objective = make_objective(make_config(representation=Representation("pixels")))
     with pytest.raises(InvalidInput, match="photographs"):
-        objective.discriminator_step(torch.randn(4, 4, 8, 8), torch.arange(4), torch.Generator())
+        objective.discriminator_step(torch.randn(4, 8, 8, 8), torch.arange(4), torch.Generator())
 
 
 @pytest.mark.usefixtures("pixel_teacher")
@@ -147,7 +147,7 @@ def test_teacher_looks_at_the_images_of_a_folder(
     source = ImageFolder(root, 32)
     prepare(vae_folder, source, tmp_path / "data")
     options = Representation("pixels", projector_width=8)
-    config = make_config(representation=options, total_nimg=8).fitted(2, 4, 8)
+    config = make_config(representation=options, total_nimg=8).fitted(2, 8, 8)
     run = Run(config, Latents(tmp_path / "data"), vae_folder, tmp_path / "run")
     seen: list[Tensor] = []
     assert run.alignment is not None

@@ -127,7 +127,7 @@ def index_of(classes: int, channels: int, grid: int) -> Index:
 
 
 def test_data_of_the_presets_shape_change_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert preset_for_data("fashion-32", index_of(10, 4, 8)) == train_preset("fashion-32")
+    assert preset_for_data("fashion-32", index_of(10, 8, 8)) == train_preset("fashion-32")
     assert preset_for_data("cat-s2-256", index_of(1000, 4, 32)) == train_preset("cat-s2-256")
     assert preset_for_data("folder", index_of(10, 4, 8)) == train_preset("folder")
     assert not capsys.readouterr().err
@@ -158,5 +158,5 @@ def test_grid_belongs_to_its_preset(name: str, grid: int) -> None:
 
 
 def test_fashion_takes_no_other_classes() -> None:
-    with pytest.raises(DataError, match=r"\(9, 4, 8\), fashion-32 wants \(10, 4, 8\)"):
-        preset_for_data("fashion-32", index_of(9, 4, 8))
+    with pytest.raises(DataError, match=r"\(9, 8, 8\), fashion-32 wants \(10, 8, 8\)"):
+        preset_for_data("fashion-32", index_of(9, 8, 8))

@@ -143,15 +143,15 @@ def test_shards_hold_the_posterior_moments(
         mean, log_variance = load_vae(vae_folder)._encode(x).chunk(2, dim=1)
     moments = torch.cat([mean, (log_variance / 2).exp()], dim=1).numpy()
     shards = [np.load(tmp_path / f"latents-{n:05d}.npy") for n in range(3)]
-    assert [shard.shape for shard in shards] == [(n, 8, 8, 8) for n in (10, 10, 4)]
+    assert [shard.shape for shard in shards] == [(n, 16, 8, 8) for n in (10, 10, 4)]
     assert {shard.dtype for shard in shards} == {np.dtype(np.float16)}
     np.testing.assert_allclose(np.concatenate(shards), moments, rtol=2e-3, atol=2e-3)
     np.testing.assert_array_equal(np.load(tmp_path / "labels.npy"), labels)
     index = Latents(tmp_path).index
-    assert (index.count, index.latent_channels, index.latent_size) == (COUNT, 4, 8)
+    assert (index.count, index.latent_channels, index.latent_size) == (COUNT, 8, 8)
     assert index.class_names == CLASS_NAMES
-    assert index.latents_mean == (0.5, -0.25, 0.0, 1.0)
-    assert index.latents_std == pytest.approx((2 / 1.7, 1 / 1.7, 0.5 / 1.7, 3 / 1.7))
+    assert index.latents_mean == (0.5, -0.25, 0.0, 1.0) * 2
+    assert index.latents_std == pytest.approx((2 / 1.7, 1 / 1.7, 0.5 / 1.7, 3 / 1.7) * 2)
     assert index.vae_sha256 == vae_sha256(load_vae(vae_folder))
     assert index.images == SOURCE
 
@@ -275,10 +275,10 @@ def test_batch_draws_from_the_posterior_and_standardises_each_channel(
     moments = torch.from_numpy(shards[wanted.numpy()]).float()
     assert torch.equal(data.moments(wanted), moments)
     x, y = data.batch(wanted, torch.Generator().manual_seed(3))
-    noise = torch.randn(7, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    drawn = moments[:, :4] + moments[:, 4:] * noise
-    mean = torch.tensor([0.5, -0.25, 0.0, 1.0]).view(4, 1, 1)
-    std = torch.tensor([2.0, 1.0, 0.5, 3.0]).view(4, 1, 1) / 1.7
+    noise = torch.randn(7, 8, 8, 8, generator=torch.Generator().manual_seed(3))
+    drawn = moments[:, :8] + moments[:, 8:] * noise
+    mean = torch.tensor([0.5, -0.25, 0.0, 1.0] * 2).view(8, 1, 1)
+    std = torch.tensor([2.0, 1.0, 0.5, 3.0] * 2).view(8, 1, 1) / 1.7
     torch.testing.assert_close(x, (drawn - mean) / std)
     assert y.tolist() == [n % 10 for n in wanted.tolist()]
     assert len(data) == COUNT

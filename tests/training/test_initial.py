@@ -61,7 +61,7 @@ def start(
     """Make a run on the other data."""
 
     def make(initial: Path | None, folder: str = "run", **changes: object) -> Run:
-        config = make_config().fitted(3, 4, 8)
+        config = make_config().fitted(3, 8, 8)
         config = replace(config, **changes)
         return Run(config, other_latents, other_vae, tmp_path / folder, initial=initial)
 

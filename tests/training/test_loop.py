@@ -277,7 +277,7 @@ def test_data_of_another_shape_are_refused(start: StartRun, make_config: ConfigF
     config = make_config()
     generator = GeneratorConfig.from_dict(config.generator.to_dict() | {"num_classes": 4})
     discriminator = replace(config.discriminator, num_classes=4)
-    with pytest.raises(DataError, match=r"\(10, 4, 8\), tiny wants \(4, 4, 8\)"):
+    with pytest.raises(DataError, match=r"\(10, 8, 8\), tiny wants \(4, 8, 8\)"):
         start(generator=generator, discriminator=discriminator)
 
 
