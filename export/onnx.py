@@ -32,7 +32,6 @@ PARITY_CLASSES = 32
 GOLDEN_IMAGES = 10
 # At least this far another machine may be off; more where this machine already needs half of it.
 GOLDEN_LEVELS: dict[Precision, int] = {"fp32": 2, "fp16": 16}
-CARD_NAME = "card.md"
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
@@ -99,8 +98,6 @@ def export(
                 n: metadata.version(n) for n in ("torch", "onnx", "onnxscript", "diffusers")
             },
         ).save(workspace)
-        if (target / CARD_NAME).exists():
-            shutil.copy2(target / CARD_NAME, workspace)
     return target
 
 
