@@ -25,10 +25,11 @@ def run_command(work: Callable[[], Mapping[str, Any]], extra: str) -> int:
     """Do the work and print what it returns as one line of JSON on stdout.
 
     Args:
+        work: returns the report; one with `passed` false is of a check that failed.
         extra: the optional dependencies that the command needs, as in `pip install 'cat-serve[extra]'`.
 
     Returns:
-        0; 1 if something failed; 2 for wrong arguments or something this machine lacks; 130 if interrupted.
+        0; 1 if something failed, or a check did; 2 for wrong arguments or something this machine lacks; 130 if interrupted.
         An error is one line on stderr, with its hint on the next.
     """
     try:
@@ -43,4 +44,4 @@ def run_command(work: Callable[[], Mapping[str, Any]], extra: str) -> int:
         print("interrupted; the same command goes on from where it was", file=sys.stderr)
         return INTERRUPTED
     print(json.dumps(report))
-    return OK
+    return OK if report.get("passed", True) else FAILED

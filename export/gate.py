@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.graphs import Graph, onnx_engine
-from export.parity import (
+from export.parity import compare, require
+from export.probes import (
     MAX_CLASSES,
+    RUN_BATCH,
     batch_invariant,
-    compare,
     in_batches,
+    invariance_sizes,
     probe_batch,
-    require,
     rows,
     studio_probe,
 )
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from cat_serve.manifest import Determinism
     from cat_serve.model.checkpoint import Checkpoint
 
-INVARIANCE_SIZES = (2, 3, 7, 16, 64)
-RUN_BATCH = 16
 SINGLE_CLASS_ROWS = slice(None, None, 2)  # of `studio_probe`
 
 
@@ -85,8 +84,7 @@ class Gate:
             report["plain"] = self._compare_with_plain(graph, output)
         else:
             self.passed[graph.precision] = output
-        sizes = [size for size in INVARIANCE_SIZES if size <= self.max_batch]
-        worst = batch_invariant(engine, batch, sizes)
+        worst = batch_invariant(engine, batch, invariance_sizes(self.max_batch))
         report["batch_invariance_max_levels"] = {
             str(size): levels for size, levels in worst.items()
         }

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cat_serve.contract import Batch
     from cat_serve.model.checkpoint import Checkpoint
     from cat_serve.model.fused import FusedModel, StudioModel
-    from export.parity import Engine
+    from export.probes import Engine
 
 OPSET = 20
 # Only the tracer hears of this limit; the graph has none. Decoders branch in Python at 64 images (to lay memory

@@ -110,7 +110,7 @@ def write_and_prove(
     from cat_serve.manifest import record
     from export.gate import Gate, determinism
     from export.graphs import write_graph
-    from export.parity import rows
+    from export.probes import rows
 
     gate = Gate(checkpoint, options.max_batch, options.parity_classes)
     files: dict[str, FileRecord] = {}
@@ -148,7 +148,8 @@ def make_golden(
     from cat_serve.images import encode_png, grid
     from cat_serve.manifest import GOLDEN_NAME, Golden
     from export.graphs import onnx_engine
-    from export.parity import compare, in_batches
+    from export.parity import compare
+    from export.probes import in_batches
 
     classes = len(checkpoint.class_names)
     count = min(classes, GOLDEN_IMAGES, max_batch)

@@ -15,7 +15,8 @@ from cat_serve.model.checkpoint import load_checkpoint, save_checkpoint
 from cat_serve.model.fused import FusedModel
 from export.graphs import onnx_engine
 from export.onnx import ExportOptions, export
-from export.parity import compare, probe_batch
+from export.parity import compare
+from export.probes import probe_batch
 
 ONLY_FP16 = ("fp16",)
 

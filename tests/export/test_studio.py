@@ -10,7 +10,7 @@ import pytest
 from cat_serve.contract import StudioBatch, StudioOutput
 from cat_serve.manifest import load_artefact
 from export.graphs import onnx_engine
-from export.parity import probe_batch, rows
+from export.probes import probe_batch, rows
 
 
 @pytest.fixture

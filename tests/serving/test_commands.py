@@ -22,6 +22,12 @@ def test_a_report_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> Non
     assert printed.err == ""
 
 
+def test_a_check_that_failed_still_reports(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(lambda: {"passed": True}, extra="export") == 0
+    assert run_command(lambda: {"passed": False, "worst": 9}, extra="export") == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"passed": False, "worst": 9}
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
