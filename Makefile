@@ -44,6 +44,7 @@ test: $(DEV)/installed | $(FASHION_MNIST)  ## run the quick test suite
 	$(DEV)/bin/python -m pytest -m 'not slow'
 
 test-all: $(DEV)/installed | $(FASHION_MNIST)  ## run every test, the slow ones too
+	$(DEV)/bin/python $(PIP) --editable '.[tensorrt-rtx]'
 	$(DEV)/bin/python -m pytest
 
 check: $(DEV)/installed  ## formatting, lint, types, import rules, Dockerfile, then the tests
