@@ -79,7 +79,7 @@ constraints:  ## write constraints.txt anew from what pyproject.toml allows toda
 	rm -rf .venv-constraints
 	$(PYTHON) -m venv .venv-constraints
 	.venv-constraints/bin/python -m pip install --quiet 'torch==$(TORCH)'
-	.venv-constraints/bin/python -m pip install --quiet --editable '.[cpu,train,export,dev]'
+	.venv-constraints/bin/python -m pip install --quiet --editable '.[cpu,train,export,dev,tensorrt-rtx]'
 	.venv-constraints/bin/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt
 	rm -rf .venv-constraints
 
