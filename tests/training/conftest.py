@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from cat_serve.model.config import GeneratorConfig
+from training import shards
 from training.config import TrainConfig
 from training.data import Latents
 from training.discriminator import DiscriminatorConfig
@@ -150,3 +151,23 @@ def make_config() -> Callable[..., TrainConfig]:
         return replace(config, **changes)
 
     return make
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut 24 photographs into shards of 10, 10 and 4."""
+    monkeypatch.setattr(shards, "SHARD_SIZE", 10)
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note the number of photographs of every call of the encoder."""
+    calls: list[int] = []
+    encode = shards.encode
+
+    def noting(vae: object, images: np.ndarray) -> np.ndarray:
+        calls.append(len(images))
+        return encode(vae, images)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shards, "encode", noting)
+    return calls

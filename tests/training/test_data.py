@@ -104,26 +104,6 @@ def test_photographs_are_padded_with_background_and_made_grey_rgb() -> None:
 # --- prepare -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut 24 photographs into shards of 10, 10 and 4."""
-    monkeypatch.setattr(shards, "SHARD_SIZE", 10)
-
-
-@pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Note the number of photographs of every call of the encoder."""
-    calls: list[int] = []
-    encode = shards.encode
-
-    def noting(vae: object, images: np.ndarray) -> np.ndarray:
-        calls.append(len(images))
-        return encode(vae, images)
-
-    monkeypatch.setattr(shards, "encode", noting)
-    return calls
-
-
 def run_prepare(vae_folder: Path, photographs: Photographs, out: Path) -> None:
     prepare(vae_folder, ArraySource(*photographs, CLASS_NAMES, SOURCE), out, batch_size=4)
 

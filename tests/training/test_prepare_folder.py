@@ -38,25 +38,6 @@ def command(images: Path, vae_folder: Path, tmp_path: Path) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.fixture
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "SHARD_SIZE", 10)
-
-
-@pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Note the number of photographs of every call of the encoder."""
-    calls: list[int] = []
-    encode = shards.encode
-
-    def noting(vae: object, images: np.ndarray) -> np.ndarray:
-        calls.append(len(images))
-        return encode(vae, images)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(shards, "encode", noting)
-    return calls
-
-
 def prepared(command: list[str], *flags: str) -> Latents:
     arguments = build_parser().parse_args([*command, *flags])
     assert main([*command, *flags]) == 0
