@@ -157,7 +157,12 @@ class Batcher:
             if not (shares := self._take()):  # all were dropped meanwhile
                 self._slots.release()
                 continue
-            running = asyncio.create_task(self._run(shares))
+            entered_s = time.perf_counter()
+            for (
+                share
+            ) in shares:  # now, not when the task begins: a pass that ends between would miss them
+                share.ticket.enter(entered_s)
+            running = asyncio.create_task(self._run(shares, entered_s))
             self._running.add(running)
             running.add_done_callback(self._running.discard)
 
@@ -191,12 +196,9 @@ class Batcher:
                 self._queue.append(ticket)
         return [Share(ticket, start, ticket.taken) for ticket, start in starts.items()]
 
-    async def _run(self, shares: Sequence[Share]) -> None:
+    async def _run(self, shares: Sequence[Share], entered_s: float) -> None:
         """Run one pass and hand its rows back."""
         loop = asyncio.get_running_loop()
-        entered_s = time.perf_counter()
-        for share in shares:
-            share.ticket.enter(entered_s)
         try:
             outcomes = await loop.run_in_executor(self._threads, forward, self._backend, shares)
         finally:
