@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 SERVE  := .venv-serve
 DEV    := .venv
+TRITON := .triton
 MODEL  ?= fashion-32
 RUN    ?= runs/$(MODEL)
 TORCH  := 2.13.0
@@ -12,7 +13,7 @@ FASHION_MNIST := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
 .DEFAULT_GOAL := help
 
-.PHONY: help serve test test-all check format train evaluate export constraints wheel wheel-check clean
+.PHONY: help serve triton test test-all check format train evaluate export constraints wheel wheel-check clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -32,6 +33,22 @@ $(DEV)/installed: pyproject.toml constraints.txt
 	$(DEV)/bin/python $(PIP) --editable '.[cpu,train,export,dev]'
 	touch $@
 
+# A real Triton for CPUs. Its python backend wants numpy 1 in the environment that it embeds: with numpy 2 this release
+# corrupts tensors.
+$(TRITON)/installed: pyproject.toml constraints.txt
+	@echo "setting up Triton in $(TRITON)" >&2
+	rm -rf $(TRITON) && mkdir $(TRITON)
+	$(PYTHON) -m venv $(TRITON)/env
+	$(TRITON)/env/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --target $(TRITON)/server nvidia-pytriton==0.7.0
+	grep -v '^numpy==' constraints.txt > $(TRITON)/constraints.txt
+	$(TRITON)/env/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint $(TRITON)/constraints.txt 'numpy<2' --editable '.[cpu]'
+	cp $(TRITON)/server/pytriton/tritonserver/python_backend_stubs/$$($(TRITON)/env/bin/python -c \
+	  'import sys; print("%d.%d" % sys.version_info[:2])')/triton_python_backend_stub \
+	  $(TRITON)/server/pytriton/tritonserver/backends/python/
+	touch $@
+
 $(FASHION_MNIST):
 	@.ci/install-debian dataset-fashion-mnist
 
@@ -40,10 +57,13 @@ $(FASHION_MNIST):
 serve: $(SERVE)/installed  ## serve the model that ships in this repository on 127.0.0.1:8000
 	@exec $(SERVE)/bin/cat-serve serve
 
-test: $(DEV)/installed | $(FASHION_MNIST)  ## run the quick test suite
+triton: $(DEV)/installed $(TRITON)/installed  ## serve the same repository with a real Triton (gRPC on 8001)
+	@exec $(DEV)/bin/python -m export.triton_server --repository model_repository
+
+test: $(DEV)/installed $(TRITON)/installed | $(FASHION_MNIST)  ## run the quick test suite
 	$(DEV)/bin/python -m pytest -m 'not slow'
 
-test-all: $(DEV)/installed | $(FASHION_MNIST)  ## run every test, the slow ones too
+test-all: $(DEV)/installed $(TRITON)/installed | $(FASHION_MNIST)  ## run every test, the slow ones too
 	$(DEV)/bin/python $(PIP) --editable '.[tensorrt-rtx]'
 	$(DEV)/bin/python -m pytest
 
@@ -90,4 +110,4 @@ wheel-check: $(DEV)/installed  ## build the wheel, install it in a clean environ
 	@$(DEV)/bin/python .ci/check_wheel.py
 
 clean:  ## remove environments and caches; runs/, data/ and dist/ stay
-	rm -rf $(SERVE) $(DEV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(SERVE) $(DEV) $(TRITON) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

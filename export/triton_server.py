@@ -1,0 +1,245 @@
+"""Start NVIDIA Triton on a model repository, on loopback, and end it again.
+
+    python -m export.triton_server --repository model_repository
+
+Runs the `tritonserver` that `make .triton/installed` put into the checkout (a CPU server with the python backend only,
+out of the nvidia-pytriton package) or, with --tritonserver, any other. Ctrl-C ends it. The model-control and
+shared-memory interfaces stay closed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from cat_serve.errors import BackendUnavailable, MissingDependency
+
+HOST = "127.0.0.1"
+START_SECONDS = 120.0
+STOP_SECONDS = 15.0
+CPU_HOME = Path(__file__).parent.parent / ".triton"
+HINT = "make .triton/installed, or give --tritonserver (in NVIDIA's container: /opt/tritonserver/bin/tritonserver)"
+
+
+@dataclass(frozen=True)
+class Installation:
+    """Where a server is and what it needs around it.
+
+    Attributes:
+        binary: the `tritonserver` executable.
+        arguments: what it must be told about its own folders.
+        environment: variables that differ from ours.
+    """
+
+    binary: Path
+    arguments: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def find_installation(binary: Path | None = None, home: Path = CPU_HOME) -> Installation:
+    """Return the server to run: `binary`, else the CPU server in `home`, else the one on PATH.
+
+    Raises:
+        MissingDependency: there is none.
+    """
+    root = home / "server" / "pytriton" / "tritonserver"
+    cpu = root / "bin" / "tritonserver"
+    if binary is None and cpu.is_file():
+        folders = (f"--backend-directory={root}/backends", f"--cache-directory={root}/caches")
+        # The python backend takes its packages from the first python3 on PATH, and may embed another libpython.
+        path = f"{home / 'env' / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+        libraries = str(sysconfig.get_config_var("LIBDIR"))
+        return Installation(cpu, folders, {"PATH": path, "LD_LIBRARY_PATH": libraries})
+    found = shutil.which(str(binary or "tritonserver"))
+    if found is None:
+        raise MissingDependency(f"There is no {binary or 'tritonserver'} here.", hint=HINT)
+    return Installation(Path(found))
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where one server listens."""
+
+    http: int
+    grpc: int
+    metrics: int
+
+    @classmethod
+    def free(cls) -> Ports:
+        """Return three ports that are free now."""
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+            for each in sockets:
+                each.bind((HOST, 0))
+            return cls(*(each.getsockname()[1] for each in sockets))
+
+
+class TritonServer:
+    """One running server; a context manager that ends it.
+
+    Args:
+        models: load these only, and let them be loaded and unloaded (for tests on loopback); None: all, fixed.
+        log: where its output goes; by default to our stderr.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        installation: Installation,
+        ports: Ports,
+        models: Sequence[str] | None = None,
+        log: IO[Any] | None = None,
+    ) -> None:
+        self.ports = ports
+        self._command = command(repository, installation, ports, models)
+        self._environment = os.environ | installation.environment
+        self._log = log
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self._command,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log or sys.stderr,
+            stderr=subprocess.STDOUT,
+        )
+
+    @property
+    def grpc_url(self) -> str:
+        return f"{HOST}:{self.ports.grpc}"
+
+    @property
+    def http_url(self) -> str:
+        return f"{HOST}:{self.ports.http}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{HOST}:{self.ports.metrics}/metrics"
+
+    def __enter__(self) -> TritonServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def wait_ready(self, seconds: float = START_SECONDS) -> TritonServer:
+        """Wait until every model is loaded and warm.
+
+        Raises:
+            BackendUnavailable: it ended, or took too long.
+        """
+        deadline = time.monotonic() + seconds
+        while not self.is_ready():
+            if (code := self.process.poll()) is not None:
+                raise BackendUnavailable(f"tritonserver ended with {code}; its log says why.")
+            if time.monotonic() > deadline:
+                raise BackendUnavailable(f"tritonserver was not ready within {seconds:.0f} s.")
+            time.sleep(0.1)
+        return self
+
+    def is_ready(self) -> bool:
+        """Ask the server's own readiness probe."""
+        try:
+            url = f"http://{self.http_url}/v2/health/ready"
+            with urllib.request.urlopen(url, timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def restart(self) -> TritonServer:
+        """Start again on the same ports after the process has ended."""
+        self.process.wait(STOP_SECONDS)
+        self.process = self._start()
+        return self
+
+    def stop(self) -> None:
+        """End it: politely, then not."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)  # a stopped process hears nothing else
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.process.wait()
+
+
+def command(
+    repository: Path, installation: Installation, ports: Ports, models: Sequence[str] | None = None
+) -> list[str]:
+    """Return the command line: everything on loopback, model control only for named models."""
+    control = ["--model-control-mode=none"]
+    if models is not None:
+        control = ["--model-control-mode=explicit", *(f"--load-model={name}" for name in models)]
+    return [
+        str(installation.binary),
+        *installation.arguments,
+        f"--model-repository={repository}",
+        f"--http-address={HOST}",
+        f"--http-port={ports.http}",
+        f"--grpc-address={HOST}",
+        f"--grpc-port={ports.grpc}",
+        f"--metrics-address={HOST}",
+        f"--metrics-port={ports.metrics}",
+        "--exit-timeout-secs=5",
+        *control,
+    ]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m export.triton_server", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    add = parser.add_argument
+    add("--repository", type=Path, default=Path("model_repository"))
+    add("--tritonserver", type=Path, metavar="FILE", help="another server's executable")
+    add("--http-port", type=int, default=8003, help="(default: %(default)s)")
+    add("--grpc-port", type=int, default=8001, help="(default: %(default)s)")
+    add("--metrics-port", type=int, default=8002, help="(default: %(default)s)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    from cat_serve.commands import run_command
+
+    arguments = build_parser().parse_args(argv)
+    return run_command(lambda: work(arguments), extra="triton")
+
+
+def work(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run a server until it is interrupted; return how it ended."""
+    from cat_serve.errors import InvalidInput
+
+    if not arguments.repository.is_dir():
+        raise InvalidInput(f"There is no model repository {arguments.repository}.")
+    ports = Ports(arguments.http_port, arguments.grpc_port, arguments.metrics_port)
+    installation = find_installation(arguments.tritonserver)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with TritonServer(arguments.repository, installation, ports) as server:
+        try:
+            server.wait_ready()
+            print(f"Triton is ready: gRPC {server.grpc_url}, HTTP {server.http_url}, metrics "
+                  f"{server.metrics_url}", file=sys.stderr, flush=True)  # fmt: skip
+            code = server.process.wait()
+        except KeyboardInterrupt:
+            server.stop()
+            code = server.process.returncode
+    return {"passed": code == 0, "exit_code": code}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
