@@ -106,7 +106,8 @@ class TritonServer:
     ) -> None:
         self.ports = ports
         self._command = command(repository, installation, ports, models)
-        self._environment = os.environ | installation.environment
+        # no bytecode beside the models: a repository may be read-only, and is packed into the wheel
+        self._environment = os.environ | installation.environment | {"PYTHONDONTWRITEBYTECODE": "1"}
         self._log = log
         self.process = self._start()
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+# `triton_server` and `start_triton`, which several suites use
+pytest_plugins = ["tests.triton_servers"]
+
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 

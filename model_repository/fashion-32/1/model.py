@@ -1,0 +1,5 @@
+"""What Triton's python backend runs for this version; written by `python -m export.triton`."""
+
+from cat_serve.triton_models.engine import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
