@@ -64,7 +64,6 @@ test: $(DEV)/installed $(TRITON)/installed | $(FASHION_MNIST)  ## run the quick 
 	$(DEV)/bin/python -m pytest -m 'not slow'
 
 test-all: $(DEV)/installed $(TRITON)/installed | $(FASHION_MNIST)  ## run every test, the slow ones too
-	$(DEV)/bin/python $(PIP) --editable '.[tensorrt-rtx]'
 	$(DEV)/bin/python -m pytest
 
 check: $(DEV)/installed  ## formatting, lint, types, import rules, Dockerfile, then the tests
@@ -86,8 +85,9 @@ train: $(DEV)/installed | $(FASHION_MNIST)  ## train VAE and generator again; in
 	$(DEV)/bin/python -m training.prepare --vae $(RUN)/vae --out data/$(MODEL)
 	$(DEV)/bin/python -m training.train --preset $(MODEL) --data data/$(MODEL) --vae $(RUN)/vae --run $(RUN)
 
-export: $(DEV)/installed  ## export checkpoints/MODEL.safetensors into model_repository/
+export: $(DEV)/installed  ## export checkpoints/MODEL.safetensors into model_repository/, for Triton too
 	$(DEV)/bin/python -m export.onnx checkpoints/$(MODEL).safetensors --repository model_repository
+	$(DEV)/bin/python -m export.triton model_repository
 
 evaluate: $(DEV)/installed | $(FASHION_MNIST)  ## measure the shipped model on 10,000 images
 	$(DEV)/bin/python -m training.evaluate model_repository/$(MODEL)/1 --vae checkpoints/$(MODEL).safetensors \
@@ -99,7 +99,7 @@ constraints:  ## write constraints.txt anew from what pyproject.toml allows toda
 	rm -rf .venv-constraints
 	$(PYTHON) -m venv .venv-constraints
 	.venv-constraints/bin/python -m pip install --quiet 'torch==$(TORCH)'
-	.venv-constraints/bin/python -m pip install --quiet --editable '.[cpu,train,export,dev,tensorrt-rtx]'
+	.venv-constraints/bin/python -m pip install --quiet --editable '.[cpu,train,export,dev]'
 	.venv-constraints/bin/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt
 	rm -rf .venv-constraints
 

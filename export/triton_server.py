@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -183,20 +184,32 @@ class TritonServer:
 def command(
     repository: Path, installation: Installation, ports: Ports, models: Sequence[str] | None = None
 ) -> list[str]:
-    """Return the command line: everything on loopback, model control only for named models."""
+    """Return the command line: everything on loopback, model control only for named models.
+
+    What nobody may use needs a key that is drawn here and told to nobody.
+    """
+    locked = ["shared-memory", "trace", "logging"]
     control = ["--model-control-mode=none"]
-    if models is not None:
+    if models is None:
+        locked.append("model-repository")
+    else:
         control = ["--model-control-mode=explicit", *(f"--load-model={name}" for name in models)]
+    lock = f"{','.join(locked)}:locked={secrets.token_hex(16)}"
     return [
         str(installation.binary),
         *installation.arguments,
         f"--model-repository={repository}",
+        "--disable-auto-complete-config",  # ours are complete
         f"--http-address={HOST}",
         f"--http-port={ports.http}",
+        f"--http-restricted-api={lock}",
         f"--grpc-address={HOST}",
         f"--grpc-port={ports.grpc}",
+        f"--grpc-restricted-protocol={lock}",
         f"--metrics-address={HOST}",
         f"--metrics-port={ports.metrics}",
+        "--allow-sagemaker=false",
+        "--allow-vertex-ai=false",
         "--exit-timeout-secs=5",
         *control,
     ]

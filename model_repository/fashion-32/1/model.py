@@ -1,4 +1,4 @@
-"""What Triton's python backend runs for this version; written by `python -m export.triton`."""
+"""What Triton's python backend runs here; written by `python -m export.triton`."""
 
 from cat_serve.triton_models.engine import TritonPythonModel
 

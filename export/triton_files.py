@@ -1,0 +1,185 @@
+"""The files that make a model repository one of Triton's, and what is still to do until they are there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from cat_serve.errors import ArtefactError, InvalidInput, UnknownModel
+from cat_serve.files import write_text
+from cat_serve.manifest import Artefact, load_artefact
+from cat_serve.repository import choose_default, newest_versions
+from cat_serve.triton_models.tensors import FRIENDLY_MODEL
+from export.triton_config import PLAN_FILE, PYTHON_FILE, engine_config, friendly_config, to_text
+from export.triton_options import EngineOptions, FriendlyOptions, Versions
+
+MODEL_PY = '''"""What Triton's python backend runs here; written by `python -m export.triton`."""
+
+from cat_serve.triton_models.{module} import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
+CONFIG = "config.pbtxt"
+
+Files = dict[Path, str | None]  # None: must not be there
+Load = Callable[[Path], Artefact]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a repository is made into.
+
+    Attributes:
+        models: the models whose configuration is written; None: all.
+        friendly: whether `cat` is there; without it, Triton needs no python backend.
+    """
+
+    engine: EngineOptions
+    models: tuple[str, ...] | None = None
+    friendly: bool = True
+    friendly_instances: int = 2
+    default_model: str | None = None
+
+
+def planned_files(repository: Path, layout: Layout) -> Files:
+    """Return the files that `layout` asks for, by path, and those that it rules out.
+
+    Raises:
+        ArtefactError: there is no model, or a version that is served is damaged or has no such graph.
+        InvalidInput: an option does not fit a model.
+    """
+    names = list(newest_versions(repository))
+    if not names:
+        raise ArtefactError(
+            f"The model repository {repository} holds no model.",
+            hint="python -m export.onnx --help",
+        )
+    chosen = names if layout.models is None else list(layout.models)
+    if unknown := set(chosen) - set(names):
+        raise UnknownModel(
+            f"There is no model {', '.join(sorted(unknown))}.",
+            hint=f"models here: {', '.join(names)}",
+        )
+    load = cache(load_artefact)  # it reads every byte
+    files: Files = {}
+    for name in chosen:
+        files |= _engine_files(repository / name, layout.engine, load)
+    return files | _friendly_files(repository, layout, load)
+
+
+def _engine_files(folder: Path, options: EngineOptions, load: Load) -> Files:
+    artefacts = served_artefacts(folder, options.versions, load)
+    for artefact in artefacts.values():
+        artefact.graph(options.precision)
+        if options.engine == "tensorrt_plan":
+            require_plans(artefact, options)
+    files: Files = {folder / CONFIG: to_text(engine_config(artefacts, options))}
+    ours = MODEL_PY.format(module="engine")
+    for number in artefacts:
+        path = folder / str(number) / PYTHON_FILE
+        files[path] = ours if options.engine == "python" else None
+    return files
+
+
+def _friendly_files(repository: Path, layout: Layout, load: Load) -> Files:
+    folder = repository / FRIENDLY_MODEL
+    config, model = folder / CONFIG, folder / "1" / PYTHON_FILE
+    if not layout.friendly:
+        return {config: None, model: None}
+    options = _friendly_options(repository, layout, load)
+    return {config: to_text(friendly_config(options)), model: MODEL_PY.format(module="friendly")}
+
+
+def _friendly_options(repository: Path, layout: Layout, load: Load) -> FriendlyOptions:
+    names = list(newest_versions(repository))
+    try:
+        default = choose_default(names, layout.default_model)
+    except InvalidInput as error:
+        error.hint = f"give --default-model, one of: {', '.join(names)}"
+        raise
+    served = {
+        name: served_artefacts(repository / name, layout.engine.versions, load) for name in names
+    }
+    newest = {name: max(artefacts) for name, artefacts in served.items()}
+    return FriendlyOptions(
+        default_model=default,
+        versions=newest,
+        max_batch=max(served[name][newest[name]].manifest.max_batch for name in names),
+        instances=layout.friendly_instances,
+        queue=layout.engine.batching.queue,
+    )
+
+
+def served_artefacts(folder: Path, versions: Versions, load: Load) -> dict[int, Artefact]:
+    """Return the artefacts of the version folders that are served, by number.
+
+    Raises:
+        ArtefactError: one of them is damaged, or they are not of one shape.
+        InvalidInput: a version that is wanted is not there.
+    """
+    there = [
+        int(entry.name) for entry in folder.iterdir() if entry.is_dir() and entry.name.isdecimal()
+    ]
+    artefacts = {number: load(folder / str(number)) for number in versions.choose(there)}
+    shapes = {(a.manifest.z_shape, a.manifest.image_size) for a in artefacts.values()}
+    if len(shapes) > 1:
+        raise ArtefactError(
+            f"The versions {', '.join(map(str, artefacts))} of {folder.name} have tensors of different shapes.",
+            hint="one configuration holds for all versions: serve one, or give the model another name",
+        )
+    return artefacts
+
+
+def require_plans(artefact: Artefact, options: EngineOptions) -> None:
+    """Refuse plans that are not there, or that say they were built from another graph.
+
+    Raises:
+        ArtefactError: names the plan, and how to build it.
+    """
+    graph, record = artefact.graph(options.precision)
+    for name in options.plans.values() or [PLAN_FILE]:
+        plan = artefact.folder / name
+        build = f"python -m export.trt {graph} --out {plan}"
+        if not plan.is_file():
+            raise ArtefactError(f"There is no plan {plan}.", hint=f"on a GPU of its type: {build}")
+        facts = plan.with_name(plan.name + ".json")
+        built_from = json.loads(facts.read_text()).get("graph", {}) if facts.is_file() else {}
+        if built_from and built_from.get(graph.name) != record.sha256:
+            raise ArtefactError(
+                f"The plan {plan} was not built from this {graph.name}.",
+                hint=f"build it again: {build}",
+            )
+
+
+def differences(files: Files) -> list[Path]:
+    """Return which files are not as planned."""
+    return [
+        path for path, text in files.items() if _current(path) != text and _concerns(path, text)
+    ]
+
+
+def _current(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _concerns(path: Path, text: str | None) -> bool:
+    """A file that should not be there is ours to remove only if we wrote it."""
+    return text is not None or "python -m export.triton" in (_current(path) or "")
+
+
+def write(files: Files) -> list[Path]:
+    """Write what is not as planned, each file in one step; remove what is ruled out. Return what was changed."""
+
+    changed = differences(files)
+    for path in changed:
+        if (text := files[path]) is not None:
+            write_text(path, text)
+            continue
+        path.unlink()
+        for folder in (path.parent, path.parent.parent):
+            if not any(folder.iterdir()):
+                folder.rmdir()
+    return changed
