@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,28 @@ def write_text(path: Path, text: str) -> None:
     """Replace the file at `path` with `text` (UTF-8) in one step."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `target` if the block ends well."""
+    workspace = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    workspace.mkdir(parents=True)
+    try:
+        yield workspace
+        replace_folder(workspace, target)
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Put `source` in the place of `target`; the old folder is removed after the new one stands."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    source.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sha256_of(path: Path) -> str:

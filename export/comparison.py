@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from export.probes import (
     Engine,
     Seeded,
     batch_invariant,
+    counting,
     duplicates_equal,
     in_batches,
     invariance_sizes,
@@ -106,17 +106,6 @@ def chosen_rows(form: Form, options: VerifyOptions) -> tuple[Seeded, Seeded]:
 def rows_to_run(batch: Seeded, probe: Seeded, sizes: tuple[int, ...]) -> int:
     """Return how many images one form is asked for."""
     return len(batch) + (rows_alone(probe, sizes) + 2 * sum(sizes) if sizes else 0)
-
-
-def counting(run: Engine, count: Callable[[int], Any]) -> Engine:
-    """Return an engine that also counts its rows."""
-
-    def counted(batch: Any) -> Output:
-        output = run(batch)
-        count(len(batch))
-        return output
-
-    return counted
 
 
 def batch_report(

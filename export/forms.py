@@ -161,9 +161,10 @@ def open_checkpoint(name: str, precision: Precision) -> Form:
 
 
 def _image_size(checkpoint: Checkpoint) -> tuple[int, int]:
-    """Return (height, width): the decoder doubles the latent grid between any two of its blocks."""
-    doublings = len(checkpoint.vae.config["block_out_channels"]) - 1
-    side_px = checkpoint.generator.config.latent_size * 2**doublings
+    """Return (height, width) of a checkpoint's images."""
+    from cat_serve.model.vae import upscale
+
+    side_px = checkpoint.generator.config.latent_size * upscale(checkpoint.vae)
     return side_px, side_px
 
 

@@ -14,11 +14,15 @@ from export.parity import compare, require
 from export.probes import (
     MAX_CLASSES,
     RUN_BATCH,
+    Count,
     batch_invariant,
+    counting,
+    ignore,
     in_batches,
     invariance_sizes,
     probe_batch,
     rows,
+    rows_alone,
     studio_probe,
 )
 
@@ -54,24 +58,37 @@ class Gate:
         """Return the fixed inputs of a plain or a studio graph."""
         return studio_probe(self.batch) if studio else self.batch
 
-    def reference(self, studio: bool) -> Output:
+    def images(self, studio: bool) -> int:
+        """Return how many rows are run for one graph; torch's share is counted for each though it is run once."""
+        batch = self.inputs(studio)
+        sizes = invariance_sizes(self.max_batch)
+        return 2 * len(batch) + rows_alone(batch, sizes) + sum(sizes)
+
+    def reference(self, studio: bool, count: Count) -> Output:
         """Return what torch makes of the inputs in float32; computed once."""
-        if studio not in self.references:
+        if studio in self.references:
+            count(len(self.inputs(studio)))
+        else:
             from cat_serve.model.fused import FusedModel, StudioModel
 
             model = (StudioModel if studio else FusedModel).from_checkpoint(self.checkpoint)
-            self.references[studio] = in_batches(model.run, self.inputs(studio), self._run_batch)
+            self.references[studio] = in_batches(
+                counting(model.run, count), self.inputs(studio), self._run_batch
+            )
         return self.references[studio]
 
-    def prove(self, graph: Graph, path: Path) -> dict[str, Any]:
+    def prove(self, graph: Graph, path: Path, count: Count = ignore) -> dict[str, Any]:
         """Compare a graph with torch, and a studio graph with a plain one too; return the report.
+
+        Args:
+            count: is told of every row that was run.
 
         Raises:
             ParityError: beyond the budget of the graph's precision.
         """
-        batch, engine = self.inputs(graph.is_studio), onnx_engine(path)
+        batch, engine = self.inputs(graph.is_studio), counting(onnx_engine(path), count)
         output = in_batches(engine, batch, self._run_batch)
-        difference = compare(self.reference(graph.is_studio), output)
+        difference = compare(self.reference(graph.is_studio, count), output)
         require(difference, graph.precision, f"The graph {graph.name}")
         report: dict[str, Any] = {
             "reference": f"torch {metadata.version('torch')}, float32",

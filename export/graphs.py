@@ -20,9 +20,7 @@ OPSET = 20
 # Only the tracer hears of this limit; the graph has none. Decoders branch in Python at 64 images (to lay memory
 # out anew, nothing that a graph has), and the studio decodes up to four for each row.
 TRACED_BATCH = 15
-EXTERNAL_DATA_SUFFIX = (
-    ".data"  # protobuf ends at 2 GB: beyond it the exporter puts the weights beside
-)
+EXTERNAL_DATA_SUFFIX = ".data"  # of the weights' file, where they are not in the graph's
 
 
 @dataclass(frozen=True)
@@ -75,13 +73,19 @@ def plan(
     return [Graph(name, p, decoder if p == "fp16" else "fp32") for name, p in names]
 
 
-def write_graph(model: FusedModel | StudioModel, example: Batch | StudioBatch, path: Path) -> None:
+def write_graph(
+    model: FusedModel | StudioModel,
+    example: Batch | StudioBatch,
+    path: Path,
+    external_data: bool = False,
+) -> None:
     """Trace a fused model with a dynamic batch and write it as ONNX.
 
     Tracing is symbolic: a halved model computes nothing in half precision here.
 
     Args:
         example: two rows of inputs.
+        external_data: put the weights into a file beside; beyond 2 GB, where protobuf ends, they always are.
     """
     import logging
     import warnings
@@ -107,7 +111,7 @@ def write_graph(model: FusedModel | StudioModel, example: Batch | StudioBatch, p
         )
     assert program is not None
     forget_origins(program.model)
-    program.save(str(path))
+    program.save(str(path), external_data=external_data or None)
 
 
 def forget_origins(model: Any) -> None:

@@ -10,11 +10,8 @@ with every graph, the images that torch gives in float32, on fixed seeds, within
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -45,6 +42,7 @@ class ExportOptions:
         studio_precision: of the studio graph; None leaves it out.
         max_batch: the largest batch a service may send.
         parity_classes: classes that every graph is compared on, three images each.
+        external_data: put the weights into a file beside each graph; beyond 2 GB they always are.
     """
 
     precisions: Sequence[Precision] = PRECISIONS
@@ -52,6 +50,7 @@ class ExportOptions:
     studio_precision: Precision | None = "fp16"
     max_batch: int = MAX_BATCH
     parity_classes: int = PARITY_CLASSES
+    external_data: bool = False
 
 
 def export(
@@ -69,7 +68,7 @@ def export(
         CheckpointError: the checkpoint cannot be read.
         ParityError: a graph differs from torch beyond the budget of its precision; nothing is written.
     """
-    from cat_serve.files import sha256_of
+    from cat_serve.files import replacing, sha256_of
     from cat_serve.manifest import Manifest, record
     from cat_serve.model.checkpoint import load_checkpoint
     from export.graphs import plan
@@ -115,15 +114,15 @@ def write_and_prove(
     gate = Gate(checkpoint, options.max_batch, options.parity_classes)
     files: dict[str, FileRecord] = {}
     parity: dict[str, Any] = {}
-    with tqdm(total=2 * len(graphs), unit="step") as progress:
+    total = sum(gate.images(graph.is_studio) for graph in graphs)
+    with tqdm(total=total, unit="img") as progress:
         for graph in graphs:
             path = folder / graph.name
             progress.set_description(f"trace {graph.name}")
             example = rows(gate.inputs(graph.is_studio), slice(2))
-            write_graph(graph.build(checkpoint), example, path)
-            progress.update()
+            write_graph(graph.build(checkpoint), example, path, options.external_data)
             progress.set_description(f"prove {graph.name}")
-            parity[graph.name] = gate.prove(graph, path)
+            parity[graph.name] = gate.prove(graph, path, progress.update)
             for file in graph.files(folder):
                 files[file.name] = record(
                     file,
@@ -131,7 +130,6 @@ def write_and_prove(
                     decoder_precision=graph.decoder_precision,
                     determinism=determinism(parity[graph.name]),
                 )
-            progress.update()
     return files, parity
 
 
@@ -166,28 +164,6 @@ def make_golden(
     return golden, (images.images.shape[1], images.images.shape[2])
 
 
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `target` if the block ends well."""
-    workspace = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    workspace.mkdir(parents=True)
-    try:
-        yield workspace
-        replace_folder(workspace, target)
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
-
-
-def replace_folder(source: Path, target: Path) -> None:
-    """Put `source` in the place of `target`; the old folder is removed after the new one stands."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    source.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m export.onnx", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -199,8 +175,16 @@ def build_parser() -> argparse.ArgumentParser:
         help="of the plain graphs: model.onnx is fp32, model.fp16.onnx fp16 (default: both)")  # fmt: skip
     add("--decoder-precision", choices=PRECISIONS, default="fp16",
         help="of the VAE decoder in fp16 graphs (default: %(default)s)")  # fmt: skip
+    add("--decoder", type=Path, metavar="FOLDER",
+        help="decode with this AutoencoderKL or AutoencoderTiny (TAESD) instead; needs --name")  # fmt: skip
+    add(
+        "--name",
+        help="of the model with the other decoder; its checkpoint is written beside CHECKPOINT",
+    )
     add("--studio-precision", choices=(*PRECISIONS, "none"), default="fp16",
         help="of studio.onnx; none leaves it out (default: %(default)s)")  # fmt: skip
+    add("--external-data", action="store_true",
+        help="put the weights beside each graph, as is done beyond 2 GB anyway")  # fmt: skip
     add("--max-batch", type=int, default=MAX_BATCH, help="(default: %(default)s)")
     add("--parity-classes", type=int, default=PARITY_CLASSES, metavar="N",
         help="compare every graph on 3N images; fewer for a decoder that takes seconds an image "
@@ -219,6 +203,7 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
     """Export as the arguments say; return what to report."""
     from cat_serve.errors import InvalidInput
     from cat_serve.manifest import load_artefact
+    from export.decoder import with_decoder
 
     for name in ("max_batch", "parity_classes"):
         if (value := getattr(arguments, name)) < 1:
@@ -230,8 +215,16 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
         studio_precision=None if studio == "none" else studio,
         max_batch=arguments.max_batch,
         parity_classes=arguments.parity_classes,
+        external_data=arguments.external_data,
     )
-    target = export(arguments.checkpoint, arguments.repository, arguments.version, options)
+    if (arguments.decoder is None) != (arguments.name is None):
+        raise InvalidInput(
+            "--decoder and --name belong together: another decoder is another model."
+        )
+    checkpoint = arguments.checkpoint
+    if arguments.decoder is not None:
+        checkpoint = with_decoder(checkpoint, arguments.decoder, arguments.name)
+    target = export(checkpoint, arguments.repository, arguments.version, options)
     artefact = load_artefact(target)
     graphs = {name: r for name, r in artefact.manifest.files.items() if r.precision}
     return {

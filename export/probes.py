@@ -45,6 +45,9 @@ class Seeded:
 Engine = Callable[[Any], Output]
 """Runs a Batch, a StudioBatch if it is a studio graph's, or a Seeded if it is a form's."""
 
+Count = Callable[[int], object]
+"""Is told of rows that were run."""
+
 AnyBatch = TypeVar("AnyBatch", bound=Batch | StudioBatch | Seeded)
 Rows = TypeVar("Rows", bound=Batch | StudioBatch | Seeded | Output)
 
@@ -139,3 +142,18 @@ def duplicates_equal(engine: Engine, batch: AnyBatch, sizes: Sequence[int]) -> d
 
 def _levels(a: np.ndarray, b: np.ndarray) -> int:
     return int(np.abs(a.astype(np.int16) - b.astype(np.int16)).max())
+
+
+def ignore(rows: int) -> None:
+    """Count nothing."""
+
+
+def counting(run: Engine, count: Count) -> Engine:
+    """Return an engine that also counts its rows."""
+
+    def counted(batch: Any) -> Output:
+        output = run(batch)
+        count(len(batch))
+        return output
+
+    return counted

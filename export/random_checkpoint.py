@@ -3,8 +3,8 @@
     python -m export.random_checkpoint --size S --vae path/to/sd-vae-ft-mse --out checkpoints
 
 The model is called cat-random-<px>, and its manifest says that its weights are random. Its images are noise. The
-decoder is a real one if --vae names a folder that diffusers wrote (an AutoencoderKL), else random too, in SD-VAE's
-shape.
+decoder is a real one if --vae names a folder that diffusers wrote (AutoencoderKL or AutoencoderTiny), else random
+too, in SD-VAE's shape or, with --tiny, in that of its small stand-in (TAESD).
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 from cat_serve.model.config import SIZES
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, AutoencoderTiny
 
     from cat_serve.model.checkpoint import Checkpoint
     from cat_serve.model.config import GeneratorConfig
+    from cat_serve.model.vae import Vae
 
 SD_VAE_WIDTHS = (128, 256, 512, 512)
 SD_VAE_SCALING = 0.18215
 MEAN_OF = 16
+RANDOM_TINY_GAIN = 10
 CHANGES = ("depth", "width", "heads")
 
 
@@ -45,8 +47,24 @@ def random_vae(widths: tuple[int, ...], image_size: int) -> AutoencoderKL:
     ).eval()
 
 
+def random_tiny() -> AutoencoderTiny:
+    """Make a tiny autoencoder of random weights: diffusers' defaults are TAESD's shape.
+
+    Its last layer is widened, or every image would be black.
+    """
+    import torch
+    from diffusers import AutoencoderTiny
+
+    vae = AutoencoderTiny().eval()
+    with torch.no_grad():
+        last = vae.decoder.layers[-1]
+        last.weight.mul_(RANDOM_TINY_GAIN)
+        last.bias.fill_(0.5)
+    return vae
+
+
 def random_checkpoint(
-    config: GeneratorConfig, vae: AutoencoderKL, image_size: int, vae_is: str, seed: int
+    config: GeneratorConfig, vae: Vae, image_size: int, vae_is: str, seed: int
 ) -> Checkpoint:
     """Make a checkpoint of random generator weights, its class means those of these weights.
 
@@ -82,9 +100,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--size", choices=SIZES, default="S", help="of the generator (default: %(default)s)")
     for name in CHANGES:
         add(f"--{name}", type=int, help=f"instead of the size's {name}")
-    add("--vae", type=Path, help="folder of a diffusers AutoencoderKL (default: random weights)")
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--vae", type=Path,
+        help="folder of a diffusers AutoencoderKL or AutoencoderTiny (default: random weights)")  # fmt: skip
+    add("--tiny", action="store_true", help="the random decoder is a tiny one")
     add("--vae-widths", type=int, nargs="+", default=SD_VAE_WIDTHS, metavar="N",
         help="block_out_channels of the random decoder (default: SD-VAE's, 128 256 512 512)")  # fmt: skip
+    add = parser.add_argument
     add("--image-size", type=int, default=256, metavar="PX")
     add("--seed", type=int, default=0)
     add("--out", type=Path, default=Path("checkpoints"), help="folder (default: %(default)s)")
@@ -103,17 +125,20 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
     from cat_serve.errors import InvalidInput
     from cat_serve.model.checkpoint import parameter_count, save_checkpoint
     from cat_serve.model.config import generator_preset
-    from cat_serve.model.decoder import load_vae, vae_sha256
+    from cat_serve.model.vae import load_decoder, upscale, vae_sha256
 
     if arguments.vae is None:
         import torch
 
         torch.manual_seed(arguments.seed)
-        vae, vae_is = random_vae(tuple(arguments.vae_widths), arguments.image_size), "random"
+        vae = random_tiny() if arguments.tiny else random_vae(
+            tuple(arguments.vae_widths), arguments.image_size
+        )  # fmt: skip
+        vae_is = "random"
     else:
-        vae = load_vae(arguments.vae)
+        vae = load_decoder(arguments.vae)
         vae_is = f"{arguments.vae.name}, sha256 {vae_sha256(vae)}"
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    factor = upscale(vae)
     if arguments.image_size % factor:
         raise InvalidInput(
             f"Images of {arguments.image_size} px have no whole latents: this VAE divides by {factor}.",

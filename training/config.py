@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, get_args
 
 from cat_serve.errors import InvalidInput
-from cat_serve.model.config import GeneratorConfig
+from cat_serve.model.config import GeneratorConfig, require_model_name
 from training.augment import FLIP_PROBABILITY, PARTS, Fill, Part, Resize
 from training.discriminator import DiscriminatorConfig
 from training.losses import PENALTY_EVERY, PENALTY_SIGMA, Consistency
@@ -19,7 +18,6 @@ BASE_LR = 2e-4
 BASE_BATCH = 512
 BASE_WIDTH = 768
 LR_FLOOR = 0.1
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -57,11 +55,7 @@ class TrainConfig:
     penalty_every: int = PENALTY_EVERY
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise InvalidInput(
-                f"{self.name!r} is no name for a model.",
-                hint="lower-case letters, digits, dots, hyphens and underscores, no slash",
-            )
+        require_model_name(self.name)
         g, d = self.generator, self.discriminator
         for key in ("patch", "latent_size", "latent_channels", "num_classes"):
             if getattr(g, key) != getattr(d, key):

@@ -25,7 +25,7 @@ class Index:
     """What `index.json` says.
 
     Attributes:
-        vae_sha256: hash of the VAE (`cat_serve.model.decoder.vae_sha256`); `train` refuses another VAE's latents.
+        vae_sha256: hash of the VAE (`cat_serve.model.vae.vae_sha256`); `train` refuses another VAE's latents.
         latents_mean, latents_std: per channel; the generator's latents are (posterior - mean) / std.
         shards: file names in order; each float16 [N, 2C, H, W], mean then standard deviation.
         images: where the photographs are, so that a teacher can see them: source, split, and how they were laid out.

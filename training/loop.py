@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from cat_serve.errors import DataError, InvalidInput, TrainingDiverged
 from cat_serve.model.checkpoint import Checkpoint, open_vae, save_checkpoint, save_module
-from cat_serve.model.decoder import vae_sha256
 from cat_serve.model.generator import Generator
+from cat_serve.model.vae import vae_sha256
 from training.config import TrainConfig
 from training.data import Latents
 from training.discriminator import Discriminator

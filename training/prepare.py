@@ -75,7 +75,7 @@ def prepare(
         MissingDependency: there is no such device.
     """
     from cat_serve.model.checkpoint import open_vae
-    from cat_serve.model.decoder import vae_sha256
+    from cat_serve.model.vae import vae_sha256
     from training.vae import batch_size_for
 
     vae = open_vae(vae_path)
@@ -94,9 +94,9 @@ def prepare(
 def require_whole_cells(vae: AutoencoderKL, size_px: int) -> None:
     """Refuse a side that the VAE's halvings do not divide."""
     from cat_serve.errors import InvalidInput
-    from training.vae import shrinks
+    from cat_serve.model.vae import upscale
 
-    if size_px % (cell := shrinks(vae)):
+    if size_px % (cell := upscale(vae)):
         raise InvalidInput(
             f"The VAE makes one latent of {cell} x {cell} px, and {size_px} px do not divide by {cell}.",
             hint=f"give --size {max(cell, size_px // cell * cell)}",

@@ -170,9 +170,8 @@ class Preparation:
     def finish(self) -> None:
         """Write labels, the list of files, and last of all the index."""
         from cat_serve.files import sha256_of
-        from cat_serve.model.decoder import latent_affine
+        from cat_serve.model.vae import latent_affine, upscale
         from training.data import LABELS_NAME, Index
-        from training.vae import shrinks
 
         source, config, broken = self.source, self.vae.config, self.broken()
         kept = np.delete(np.arange(len(source)), [i for shard in self.shards for i in shard.broken])
@@ -194,7 +193,7 @@ class Preparation:
             latents_std=std,
             class_names=source.class_names,
             latent_channels=int(config.latent_channels),
-            latent_size=source.size_px // shrinks(self.vae),
+            latent_size=source.size_px // upscale(self.vae),
             count=len(kept),
             shards=tuple(paths[number][0].name for number in sorted(filled)),
             images=images,

@@ -196,7 +196,7 @@ def make_vae(arguments: argparse.Namespace) -> dict[str, object]:
     import torch
 
     from cat_serve.model.checkpoint import open_vae
-    from cat_serve.model.decoder import vae_sha256
+    from cat_serve.model.vae import vae_sha256
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

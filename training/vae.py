@@ -20,11 +20,6 @@ def batch_size_for(size_px: int, most: int) -> int:
     return max(1, min(most, BATCH_PX // size_px**2))
 
 
-def shrinks(vae: AutoencoderKL) -> int:
-    """Return how many pixels are one latent cell's side: 8 for SD-VAE."""
-    return int(2 ** (len(vae.config.block_out_channels) - 1))
-
-
 def to_unit(images: np.ndarray) -> Tensor:
     """Map uint8 [B, H, W, 3] to float32 [B, 3, H, W] in -1..1."""
     import torch

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from cat_serve.errors import CheckpointError, InvalidInput
 from cat_serve.files import written_whole
 from cat_serve.model.config import GeneratorConfig
-from cat_serve.model.decoder import load_vae
 from cat_serve.model.generator import Generator
+from cat_serve.model.vae import KL, load_vae, vae_class
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
+
+    from cat_serve.model.vae import Vae
 
 FORMAT = "cat-serve-checkpoint-1"
 METADATA_KEY = "cat_serve"
@@ -36,14 +38,14 @@ class Checkpoint:
     Attributes:
         name: the model's name, lower case, no slash.
         generator: in eval mode, float32, `w_avg` inside.
-        vae: in eval mode, float32.
+        vae: in eval mode, float32; an AutoencoderTiny if the model is decoded by one.
         class_names: one per class.
         training: what made the weights (configuration, images seen, data set and its licence).
     """
 
     name: str
     generator: Generator
-    vae: AutoencoderKL
+    vae: Vae
     class_names: tuple[str, ...]
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -59,6 +61,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "format": FORMAT,
         "name": checkpoint.name,
         "generator": checkpoint.generator.config.to_dict(),
+        "vae_class": type(checkpoint.vae).__name__,
         "vae": {k: v for k, v in checkpoint.vae.config.items() if not k.startswith("_")},
         "class_names": list(checkpoint.class_names),
         "training": checkpoint.training,
@@ -73,8 +76,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: no such file, damaged, another format, or keys and shapes that do not fit.
     """
-    from diffusers import AutoencoderKL
-
     description, tensors = read_safetensors(path)
     if description.get("format") != FORMAT:
         raise CheckpointError(
@@ -83,7 +84,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     try:
         generator = Generator(GeneratorConfig.from_dict(description["generator"]))
-        vae = AutoencoderKL(**description["vae"])
+        vae = _build_vae(description.get("vae_class", KL), description["vae"])
         name, training = description["name"], description["training"]
         class_names = tuple(description["class_names"])
     except (InvalidInput, KeyError, TypeError, ValueError) as error:
@@ -103,11 +104,28 @@ def load_checkpoint(path: Path) -> Checkpoint:
     )
 
 
+def _build_vae(kind: str, config: dict[str, Any]) -> Vae:
+    """Build a VAE from its configuration; what the class notes for itself is no argument of it."""
+    own = {key: value for key, value in config.items() if key != "block_out_channels" or kind == KL}
+    vae: Vae = vae_class(kind)(**own)
+    return vae
+
+
 def open_vae(path: Path) -> AutoencoderKL:
-    """Load the VAE inside a checkpoint of this project, or one of diffusers (see `load_vae`)."""
-    if path.is_file() or path.suffix == ".safetensors":
-        return load_checkpoint(path).vae
-    return load_vae(path)
+    """Load the VAE inside a checkpoint of this project, or one of diffusers (see `load_vae`).
+
+    Raises:
+        CheckpointError: there is none, or the checkpoint has a decoder that encodes nothing.
+    """
+    if not path.is_file() and path.suffix != ".safetensors":
+        return load_vae(path)
+    vae = load_checkpoint(path).vae
+    if type(vae).__name__ != KL:
+        raise CheckpointError(
+            f"{path.name} holds an {type(vae).__name__}, which has no posterior to learn from.",
+            hint="name the VAE, or the checkpoint, that the generator was trained with",
+        )
+    return cast("AutoencoderKL", vae)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

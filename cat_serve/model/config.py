@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -10,6 +11,20 @@ from cat_serve.errors import InvalidInput
 
 Modulation = Literal["shift", "no_shift"]
 MAX_STAGES = 4
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+def require_model_name(name: str) -> None:
+    """Refuse what cannot be the name of a model: it becomes a folder, a file and part of an address.
+
+    Raises:
+        InvalidInput: it holds something else than lower-case letters, digits, dots, hyphens and underscores.
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(
+            f"{name!r} is no name for a model.",
+            hint="lower-case letters, digits, dots, hyphens and underscores, no slash",
+        )
 
 
 def scale_sizes(latent_size: int, patch: int) -> tuple[int, ...]:

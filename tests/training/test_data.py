@@ -15,7 +15,7 @@ import torch
 import training.prepare as preparation
 import training.shards as shards
 from cat_serve.errors import DataError, MissingDependency
-from cat_serve.model.decoder import load_vae, vae_sha256
+from cat_serve.model.vae import load_vae, vae_sha256
 from training.data import Latents
 from training.fashion_mnist import CLASS_NAMES, load_split, read_idx, to_rgb32
 from training.prepare import prepare

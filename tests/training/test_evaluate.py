@@ -14,8 +14,8 @@ from cat_serve.contract import Batch, Output
 from cat_serve.errors import BadOutput
 from cat_serve.latents import latent_from_seed
 from cat_serve.model.checkpoint import Checkpoint, save_checkpoint
-from cat_serve.model.decoder import load_vae
 from cat_serve.model.generator import Generator
+from cat_serve.model.vae import load_vae
 from training import evaluate as evaluation
 from training.data import Latents
 from training.evaluate import generate, main

@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from cat_serve.errors import CheckpointError, DataError, TrainingDiverged
-from cat_serve.model.decoder import latent_affine, load_vae
+from cat_serve.model.vae import latent_affine, load_vae
 from training.decoded import hold_out
 from training.images import decode
 from training.sources import open_folder
