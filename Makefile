@@ -13,7 +13,7 @@ FASHION_MNIST := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
 .DEFAULT_GOAL := help
 
-.PHONY: help serve triton test test-all check format train evaluate export constraints wheel wheel-check clean
+.PHONY: help serve triton test test-all check format train evaluate export gpu-check constraints wheel wheel-check clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -92,6 +92,10 @@ export: $(DEV)/installed  ## export checkpoints/MODEL.safetensors into model_rep
 evaluate: $(DEV)/installed | $(FASHION_MNIST)  ## measure the shipped model on 10,000 images
 	$(DEV)/bin/python -m training.evaluate model_repository/$(MODEL)/1 --vae checkpoints/$(MODEL).safetensors \
 	  --out runs/evaluation --card model_repository/$(MODEL)/1/card.md
+
+gpu-check: $(DEV)/installed  ## on a machine with an NVIDIA GPU: engines, parity, latency, Triton; prints a report
+	@! command -v nvidia-smi >/dev/null || $(DEV)/bin/python $(PIP) --editable '.[tensorrt]'
+	@$(DEV)/bin/python -m export.gpu_check
 
 # --- packaging -------------------------------------------------------------------------------
 

@@ -1,18 +1,17 @@
-"""What `export.trt` asks of TensorRT's Python API, one path for TensorRT 10, 11 and TensorRT-RTX.
+"""What this project asks of TensorRT's Python API, one path for TensorRT 10, 11 and TensorRT-RTX.
 
-The package is always handed in as `trt`: nothing here imports it.
+Where the three differ, the difference is here. The package is always handed in as `trt`: nothing here imports it.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from cat_serve.errors import ArtefactError, InvalidInput, MissingDependency
-
-if TYPE_CHECKING:
-    from export.trt import BuildOptions
+from export.trt_options import BuildOptions
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +61,106 @@ def network_flags(trt: Any) -> int:
 
 
 def configure(trt: Any, builder: Any, network: Any, options: BuildOptions) -> Any:
-    """Return the builder's configuration: one profile for the batch, no TF32, workspace, target GPUs."""
+    """Return the builder's configuration: one profile for the batch, no TF32, and what the options say.
+
+    Raises:
+        ArtefactError: an input has another free axis than its batch.
+        InvalidInput: this version does not know a value of an option.
+    """
     config = builder.create_builder_config()
-    profile, sizes = builder.create_optimization_profile(), options.profile
+    config.add_optimization_profile(_profile(builder, network, options.profile.sizes))
+    if (tf32 := getattr(trt.BuilderFlag, "TF32", None)) is not None:
+        config.clear_flag(tf32)  # float32 means float32
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.strip_weights:
+        for flag in strip_flags(trt, options.builder):
+            config.set_flag(flag)
+    _set_hardware_compatibility(trt, config, options.hardware_compatibility)
+    _set_capabilities(trt, config, options.compute_capabilities)
+    return config
+
+
+def strip_flags(trt: Any, builder: str) -> tuple[Any, Any]:
+    """Return the flags of an engine without weights.
+
+    TensorRT is told that the same weights come back: it optimises as for a full engine, and REFIT without that
+    promise loses biases in 11.3 (its release notes). TensorRT-RTX documents REFIT alone.
+    """
+    refit = "REFIT" if builder == "tensorrt-rtx" else "REFIT_IDENTICAL"
+    return trt.BuilderFlag.STRIP_PLAN, getattr(trt.BuilderFlag, refit)
+
+
+def attach_timing_cache(config: Any, path: Path) -> Any:
+    """Give the builder the kernels that were timed before; return the cache, which the build adds to.
+
+    Raises:
+        ArtefactError: the file is no timing cache, or one of another TensorRT or GPU.
+    """
+    known = path.read_bytes() if path.is_file() else b""
+    cache = config.create_timing_cache(known)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        raise ArtefactError(
+            f"{path} is no timing cache of this TensorRT and GPU.",
+            hint="remove the file, or name another with --timing-cache",
+        )
+    return cache
+
+
+def describe(get: Any, count: int) -> dict[str, Any]:
+    """Return dtype and shape, the batch -1, of every input or output of a network by name."""
+    tensors = [get(index) for index in range(count)]
+    return {t.name: {"dtype": t.dtype.name.lower(), "shape": list(t.shape)} for t in tensors}
+
+
+def deserialize(trt: Any, log: Any, plan: bytes, version_compatible: bool) -> tuple[Any, Any]:
+    """Return a runtime and the engine in `plan`; the runtime must outlive the engine.
+
+    Args:
+        version_compatible: the plan carries a lean runtime, which is code of the host; only then it may run.
+
+    Raises:
+        ArtefactError: this machine cannot run the plan.
+    """
+    runtime = trt.Runtime(log)
+    if version_compatible:
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        reason = log.errors[-1] if log.errors else "no reason given"
+        raise ArtefactError(
+            f"{trt.__name__} {trt.__version__} cannot open the engine: {reason[:300]}.",
+            hint="build it again on this machine: python -m export.trt --help",
+        )
+    return runtime, engine
+
+
+def refit(trt: Any, log: Any, engine: Any, graph: Path) -> bytes:
+    """Put a graph's weights into an engine without; return the plan with weights, which cannot be refitted again.
+
+    Raises:
+        ArtefactError: the weights do not fit, or some are missing.
+    """
+    refitter = trt.Refitter(engine, log)
+    parser = trt.OnnxParserRefitter(refitter, log)
+    read = parser.refit_from_file(str(graph))
+    missing = list(refitter.get_missing_weights())
+    if not read or missing or not refitter.refit_cuda_engine():
+        errors = [str(parser.get_error(i)) for i in range(parser.num_errors)] + log.errors
+        raise ArtefactError(
+            f"The weights of {graph.name} do not fit the engine: "
+            f"{len(missing)} are missing; {'; '.join(errors)[:500]}.",
+            hint="refit with the graph that the engine was built from",
+        )
+    config = engine.create_serialization_config()
+    config.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)
+    return bytes(memoryview(engine.serialize_with_config(config)))
+
+
+def _profile(builder: Any, network: Any, sizes: Sequence[int]) -> Any:
+    profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         batch, *rest = tuple(tensor.shape)
@@ -73,21 +169,21 @@ def configure(trt: Any, builder: Any, network: Any, options: BuildOptions) -> An
                 f"The input {tensor.name} has shape {[batch, *rest]}: only its batch may be free, and must be.",
                 hint="python -m export.onnx writes such graphs",
             )
-        shapes = [(n, *rest) for n in (sizes.min_batch, sizes.opt_batch, sizes.max_batch)]
-        profile.set_shape(tensor.name, *shapes)
-    config.add_optimization_profile(profile)
-    if (tf32 := getattr(trt.BuilderFlag, "TF32", None)) is not None:
-        config.clear_flag(tf32)  # float32 means float32
-    if options.workspace_bytes is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-    _set_capabilities(trt, config, options.compute_capabilities)
-    return config
+        profile.set_shape(tensor.name, *((n, *rest) for n in sizes))
+    return profile
 
 
-def describe(get: Any, count: int) -> dict[str, str]:
-    """Return dtype and shape of every input or output of a network by name."""
-    tensors = [get(index) for index in range(count)]
-    return {t.name: f"{t.dtype.name.lower()} {list(t.shape)}" for t in tensors}
+def _set_hardware_compatibility(trt: Any, config: Any, wanted: str) -> None:
+    if wanted == "none":
+        return
+    name = {"ampere+": "AMPERE_PLUS", "same-compute-capability": "SAME_COMPUTE_CAPABILITY"}[wanted]
+    level = getattr(trt.HardwareCompatibilityLevel, name, None)
+    if level is None:  # SAME_COMPUTE_CAPABILITY came with 10.9
+        raise InvalidInput(
+            f"TensorRT {trt.__version__} does not support --hardware-compatibility {wanted}.",
+            hint="use a newer TensorRT",
+        )
+    config.hardware_compatibility_level = level
 
 
 def _set_capabilities(trt: Any, config: Any, wanted: Sequence[str]) -> None:

@@ -58,3 +58,77 @@ def traced_before(version_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.fixture(scope="session")
 def shipped_folder(project_root: Path) -> Path:
     return project_root / "model_repository" / "fashion-32" / "1"
+
+
+@pytest.fixture
+def engine_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty engine cache, which commands use unless told otherwise; and no GPU, even where there is one."""
+    folder = tmp_path / "engine-cache"
+    monkeypatch.setenv("CAT_SERVE_ENGINE_CACHE", str(folder))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A graph of eleven nodes with the tensors of the contract, and a manifest; tests must not change it."""
+    folder = tmp_path_factory.mktemp("small") / "small" / "1"
+    folder.mkdir(parents=True)
+    return write_small_graph(folder / "model.onnx")
+
+
+@pytest.fixture(scope="session")
+def write_graph() -> Any:
+    """Return `write_small_graph`."""
+    return write_small_graph
+
+
+def write_small_graph(path: Path, batch: str | int = "batch", external: bool = False) -> Path:
+    """Write a model that is no generator, but quick: images [B, 4, 4, 3] of z [B, 64], class and psi."""
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from cat_serve.manifest import Golden, Manifest, record
+
+    weights = np.random.RandomState(0).randn(64, 48).astype(np.float32) * 20
+    constants = {
+        "weights": weights, "shape": np.array([-1, 4, 4, 3]), "axes": np.array([1, 2, 3]),
+        "low": np.float32(0), "high": np.float32(255), "classes": np.int64(5),
+    }  # fmt: skip
+    node = helper.make_node
+    nodes = [
+        node("MatMul", ["z", "weights"], ["flat"]),
+        node("Reshape", ["flat", "shape"], ["x"]),
+        node("Unsqueeze", ["truncation_psi", "axes"], ["psi"]),
+        node("Mul", ["x", "psi"], ["scaled"]),
+        node("Cast", ["class_id"], ["class"], to=TensorProto.FLOAT),
+        node("Unsqueeze", ["class", "axes"], ["shift"]),
+        node("Add", ["scaled", "shift"], ["shifted"]),
+        node("Clip", ["shifted", "low", "high"], ["clipped"]),
+        node("Round", ["clipped"], ["rounded"]),
+        node("Cast", ["rounded"], ["images"], to=TensorProto.UINT8),
+        node("Less", ["class_id", "classes"], ["ok"]),
+    ]
+    tensor = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [tensor("z", TensorProto.FLOAT, [batch, 64]), tensor("class_id", TensorProto.INT64, [batch]),
+         tensor("truncation_psi", TensorProto.FLOAT, [batch])],
+        [tensor("images", TensorProto.UINT8, [batch, 4, 4, 3]), tensor("ok", TensorProto.BOOL, [batch])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.weights",
+              size_threshold=1024)  # fmt: skip
+    Manifest(
+        model="small",
+        files={path.name: record(path, precision="fp32", decoder_precision="fp32", determinism="bytes")},
+        class_names=CLASS_NAMES,
+        z_shape=(64,),
+        image_size=(4, 4),
+        max_batch=4,
+        golden=Golden("golden.png", (), (), (), {}),
+    ).save(path.parent)  # fmt: skip
+    return path
