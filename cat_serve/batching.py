@@ -3,25 +3,29 @@
 A batcher never waits for company unless it is told to: a pass starts as soon as a slot is free, with whatever
 has queued until then. Rows are taken one request after another, a row each, so that a large request shares
 every pass with the small ones beside it. Only rows that a pass takes are ever made into tensors.
+
+An engine with a queue of its own batches by itself, across all who ask it: there the rows of a request go as passes of
+their own, many at once, and requests take turns pass by pass.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from cat_serve.backends.base import Backend
+from cat_serve.backends.base import Engine
 from cat_serve.contract import Output
+from cat_serve.deadlines import NEVER, Deadline
 from cat_serve.errors import BackendUnavailable, Overloaded
-from cat_serve.passes import Rows, Share, Ticket, forward
+from cat_serve.passes import Pass, Rows, Share, Ticket
 
 PACE_MEMORY = 0.8
+FADING = 0.9
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,15 @@ class Limits:
         max_images_per_request: a larger request is refused before any work.
         max_queued_images: images that may wait, of all requests for one model.
         max_batch: images in one forward pass; the model's own limit holds too.
-        batch_delay_ms: how long an unfilled pass waits for more.
+        batch_delay_ms: how long an unfilled pass waits for more; not for an engine with a queue of its own.
+        deadline_ms: how long a request that does not say it has; 0: as long as it takes.
     """
 
     max_images_per_request: int = 64
     max_queued_images: int = 256
     max_batch: int = 16
     batch_delay_ms: float = 0.0
+    deadline_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -62,11 +68,13 @@ class Pace:
     def __init__(self) -> None:
         self._images = 0.0
         self._seconds = 0.0
+        self._shortest_s = math.inf
 
-    def add(self, images: int, seconds: float) -> None:
-        """Count a pass; `seconds` is its share of the time if others ran beside it."""
+    def add(self, images: int, seconds: float, beside: int = 1) -> None:
+        """Count a pass that took `seconds`, with `beside` passes running at the same time, itself among them."""
         self._images = PACE_MEMORY * self._images + images
-        self._seconds = PACE_MEMORY * self._seconds + seconds
+        self._seconds = PACE_MEMORY * self._seconds + seconds / beside
+        self._shortest_s = min(self._shortest_s, seconds)
 
     def whole_seconds_for(self, images: int) -> int:
         """Return how long so many images take, at least 1; also 1 while nothing was measured."""
@@ -74,47 +82,54 @@ class Pace:
             return 1
         return max(1, math.ceil(images * self._seconds / self._images))
 
+    def too_slow_for(self, seconds: float) -> bool:
+        """Say whether no pass was ever as short as that, so that even an idle engine could not make it.
+
+        Every refusal makes what was measured count for less, so that one slow start cannot refuse for ever.
+        """
+        if not math.isfinite(self._shortest_s) or seconds >= self._shortest_s:
+            return False
+        self._shortest_s *= FADING
+        return True
+
 
 class Batcher:
     """The queue of one model, and the dispatcher that empties it; made inside a running event loop.
 
     Args:
-        backend: the model's engine.
-        threads: where passes run.
+        engine: the model's engine.
         slots: as many as passes may run at the same time, for all models together.
         limits: see `Limits`.
     """
 
-    def __init__(
-        self, backend: Backend, threads: Executor, slots: asyncio.Semaphore, limits: Limits
-    ) -> None:
-        self.max_batch = min(limits.max_batch, backend.artefact.manifest.max_batch)
+    def __init__(self, engine: Engine, slots: asyncio.Semaphore, limits: Limits) -> None:
+        self.max_batch = min(limits.max_batch, engine.artefact.manifest.max_batch)
         self.waiting = 0
-        self._backend = backend
-        self._threads = threads
+        self._engine = engine
         self._slots = slots
         self._limits = limits
         self._pace = Pace()
         self._queue: deque[Ticket] = deque()
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[Pass, asyncio.Task[None]] = {}
         self._news = asyncio.Event()
         self._closing = False
         self._dispatcher = asyncio.create_task(self._dispatch())
 
-    async def submit(self, rows: Rows) -> Made:
-        """Make all rows. Cancelled, it takes back those that did not start.
+    async def submit(self, rows: Rows, deadline: Deadline = NEVER) -> Made:
+        """Make all rows. Cancelled or too late, it takes back those that did not start.
 
         Raises:
             Overloaded: they would not fit into the queue; nothing was done.
+            DeadlineExceeded: they were not made in time, or could not be even if nobody else waited.
             BackendError: the engine failed on a pass that held some of them.
         """
-        self._admit(len(rows))
-        ticket = Ticket(rows)
+        self._admit(len(rows), deadline)
+        ticket = Ticket(rows, deadline)
         self._queue.append(ticket)
         self.waiting += len(rows)
         self._news.set()
         try:
-            output = await ticket.done
+            output = await deadline.hold(ticket.done, lambda: ticket.stage)
         finally:
             self._drop(ticket)
         queue_s = time.perf_counter() - ticket.asked_s - ticket.busy_s
@@ -125,13 +140,15 @@ class Batcher:
         self._closing = True
         self._news.set()
         await self._dispatcher
-        await asyncio.gather(*self._running)
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
 
-    def _admit(self, count: int) -> None:
+    def _admit(self, count: int, deadline: Deadline) -> None:
         if self._closing:
             raise BackendUnavailable("The server is shutting down.", retry_after_s=1)
         limit = self._limits.max_queued_images
         if self.waiting + count <= limit:
+            if self._pace.too_slow_for(deadline.left_s):
+                raise deadline.exceeded("queue")
             return
         retry_after_s = self._pace.whole_seconds_for(self.waiting)
         raise Overloaded(
@@ -144,11 +161,14 @@ class Batcher:
         )
 
     def _drop(self, ticket: Ticket) -> None:
-        """Forget the rows that no pass has taken."""
+        """Forget the rows that no pass has taken, and take those back that can be."""
         if ticket.waiting:
             self._queue.remove(ticket)
             self.waiting -= ticket.waiting
             ticket.taken = len(ticket.rows)
+        if self._engine.has_queue:  # then its passes have no rows of others
+            for engine_pass in ticket.passes:
+                self._running[engine_pass].cancel()
 
     async def _dispatch(self) -> None:
         while await self._something_waits():
@@ -158,13 +178,14 @@ class Batcher:
                 self._slots.release()
                 continue
             entered_s = time.perf_counter()
+            engine_pass = Pass(shares)
             for (
                 share
             ) in shares:  # now, not when the task begins: a pass that ends between would miss them
-                share.ticket.enter(entered_s)
-            running = asyncio.create_task(self._run(shares, entered_s))
-            self._running.add(running)
-            running.add_done_callback(self._running.discard)
+                share.ticket.enter(engine_pass, entered_s)
+            running = asyncio.create_task(self._run(engine_pass, entered_s))
+            self._running[engine_pass] = running
+            running.add_done_callback(functools.partial(self._end, engine_pass))
 
     async def _something_waits(self) -> bool:
         """Wait for rows; False once there are none and the batcher is being closed."""
@@ -175,7 +196,7 @@ class Batcher:
 
     async def _linger(self) -> None:
         """Give an unfilled pass the time that the setting grants it."""
-        delay_s = self._limits.batch_delay_ms / 1e3
+        delay_s = 0.0 if self._engine.has_queue else self._limits.batch_delay_ms / 1e3
         while 0 < self.waiting < self.max_batch and not self._closing:
             left_s = self._queue[0].asked_s + delay_s - time.perf_counter()
             if left_s <= 0:
@@ -185,27 +206,35 @@ class Batcher:
                 await asyncio.wait_for(self._news.wait(), left_s)
 
     def _take(self) -> list[Share]:
-        """Take the rows of the next pass: one of each request in turn, until it is full."""
+        """Take the rows of the next pass: one of each request in turn until it is full, or all of one request."""
+        rows_a_turn = self.max_batch if self._engine.has_queue else 1
+        left = min(self.max_batch, self.waiting)
         starts: dict[Ticket, int] = {}
-        for _ in range(min(self.max_batch, self.waiting)):
+        while left:
             ticket = self._queue.popleft()
             starts.setdefault(ticket, ticket.taken)
-            ticket.taken += 1
-            self.waiting -= 1
+            rows = min(rows_a_turn, ticket.waiting)
+            ticket.taken += rows
+            self.waiting -= rows
             if ticket.waiting:
                 self._queue.append(ticket)
+            left = 0 if self._engine.has_queue else left - rows
         return [Share(ticket, start, ticket.taken) for ticket, start in starts.items()]
 
-    async def _run(self, shares: Sequence[Share], entered_s: float) -> None:
+    async def _run(self, engine_pass: Pass, entered_s: float) -> None:
         """Run one pass and hand its rows back."""
-        loop = asyncio.get_running_loop()
-        try:
-            outcomes = await loop.run_in_executor(self._threads, forward, self._backend, shares)
-        finally:
-            self._slots.release()
+        outcomes = await engine_pass.run(self._engine)
         left_s = time.perf_counter()
-        self._pace.add(sum(map(len, shares)), (left_s - entered_s) / len(self._running))
-        for share, outcome in zip(shares, outcomes, strict=True):
-            share.ticket.leave(share.start, outcome, left_s)
+        if any(isinstance(outcome, Output) for outcome in outcomes):
+            self._pace.add(len(engine_pass), left_s - entered_s, len(self._running))
+        for share, outcome in zip(engine_pass.shares, outcomes, strict=True):
+            share.ticket.leave(engine_pass, share.start, outcome, left_s)
             if share.ticket.done.done():
                 self._drop(share.ticket)
+
+    def _end(self, engine_pass: Pass, _: asyncio.Task[None]) -> None:
+        """Make room for the next pass; also called for one that was cancelled before its first step."""
+        del self._running[engine_pass]
+        for share in engine_pass.shares:
+            share.ticket.passes.discard(engine_pass)
+        self._slots.release()

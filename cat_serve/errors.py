@@ -12,8 +12,10 @@ CatServeError
  |- ParityError             two forms of one model disagree beyond the budget
  |- QualityError            a model was measured and is worse than required
  |- Overloaded              the waiting room is full; come back later
+ |- DeadlineExceeded        the time that the request was given is over
  `- BackendError            an engine could not do the work
-     |- BackendUnavailable
+     |- BackendUnavailable  no engine can take the work now
+     |- BackendTimeout      one did not answer in time
      `- BadOutput           an engine answered with an image that must not be shown
 """
 
@@ -91,6 +93,10 @@ class Overloaded(CatServeError):
     code = "overloaded"
 
 
+class DeadlineExceeded(CatServeError):
+    code = "deadline_exceeded"
+
+
 class QualityError(CatServeError):
     code = "quality_too_low"
 
@@ -101,6 +107,10 @@ class BackendError(CatServeError):
 
 class BackendUnavailable(BackendError):
     code = "backend_unavailable"
+
+
+class BackendTimeout(BackendError):
+    code = "backend_timeout"
 
 
 class BadOutput(BackendError):

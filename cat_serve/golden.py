@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cat_serve.backends.base import Backend
-from cat_serve.contract import Batch
+from cat_serve.contract import Batch, Output, Precision
 from cat_serve.errors import ArtefactError, BadOutput
 from cat_serve.images import decode_png
 from cat_serve.manifest import Artefact
@@ -18,20 +18,41 @@ def check_golden(backend: Backend) -> None:
         ArtefactError: the golden file is missing or of another shape.
         BadOutput: the engine's images differ by more than the manifest allows.
     """
-    manifest = backend.artefact.manifest
-    golden = manifest.golden
-    expected = read_golden(backend.artefact)
-    batch = golden.batch(manifest.z_shape)
+    expected, batch = golden_pair(backend.artefact)
     backend.run(Batch(batch.z[:1], batch.class_id[:1], batch.truncation_psi[:1]))
-    output = backend.run(batch)
+    require_golden(backend.run(batch), expected, backend.artefact, backend.precision, backend.name)
+
+
+def golden_pair(artefact: Artefact) -> tuple[np.ndarray, Batch]:
+    """Return the golden images, uint8 [N, H, W, 3], and the inputs that make them.
+
+    Raises:
+        ArtefactError: the file is missing, or of another shape.
+    """
+    manifest = artefact.manifest
+    return read_golden(artefact), manifest.golden.batch(manifest.z_shape)
+
+
+def require_golden(
+    output: Output, expected: np.ndarray, artefact: Artefact, precision: Precision, engine: str
+) -> None:
+    """Refuse an engine's answer that is not near enough to the golden images.
+
+    Args:
+        engine: its name, for the error.
+
+    Raises:
+        BadOutput: it differs by more than the manifest allows for this precision.
+    """
+    manifest = artefact.manifest
     levels = np.abs(output.images.astype(np.int16) - expected.astype(np.int16)).max()
-    allowed = golden.max_levels.get(backend.precision, 0)
+    allowed = manifest.golden.max_levels.get(precision, 0)
     if not output.ok.all() or levels > allowed:
         raise BadOutput(
-            f"The model {manifest.model} on {backend.name} in {backend.precision} does not make its golden "
+            f"The model {manifest.model} on {engine} in {precision} does not make its golden "
             f"images: {levels} levels off, {(~output.ok).sum()} not ok; {allowed} levels are allowed.",
             hint="export the model on this machine again: python -m export.onnx --help",
-            seeds=list(golden.seed),
+            seeds=list(manifest.golden.seed),
         )
 
 

@@ -10,8 +10,10 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from cat_serve.backends.base import Backend
+from cat_serve.backends.base import Engine
 from cat_serve.contract import Batch, Output
+from cat_serve.deadlines import NEVER, Deadline, Stage
+from cat_serve.errors import InvalidInput
 
 
 class Rows(Protocol):
@@ -26,30 +28,37 @@ class Rows(Protocol):
 class Ticket:
     """One request on its way: how many rows were taken, what came back, and when."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows, deadline: Deadline = NEVER) -> None:
         self.rows = rows
+        self.deadline = deadline
         self.taken = 0
         self.asked_s = time.perf_counter()
         self.done: asyncio.Future[Output] = asyncio.get_running_loop().create_future()
         self.busy_s = 0.0
+        self.passes: set[Pass] = set()
         self._parts: dict[int, Output] = {}
-        self._in_engine = 0
         self._entered_s = 0.0
 
     @property
     def waiting(self) -> int:
         return len(self.rows) - self.taken
 
-    def enter(self, now_s: float) -> None:
-        """Note that rows go into the engine."""
-        if not self._in_engine:
-            self._entered_s = now_s
-        self._in_engine += 1
+    @property
+    def stage(self) -> Stage:
+        return "generate" if self.passes else "queue"
 
-    def leave(self, start: int, outcome: Output | Exception, now_s: float) -> None:
+    def enter(self, engine_pass: Pass, now_s: float) -> None:
+        """Note that rows go into the engine."""
+        if not self.passes:
+            self._entered_s = now_s
+        self.passes.add(engine_pass)
+
+    def leave(
+        self, engine_pass: Pass, start: int, outcome: Output | Exception, now_s: float
+    ) -> None:
         """Take what the engine made of the rows from `start` on; the last ones complete the ticket."""
-        self._in_engine -= 1
-        if not self._in_engine:
+        self.passes.discard(engine_pass)
+        if not self.passes:
             self.busy_s += now_s - self._entered_s
         if self.done.done():  # whoever asked is gone, or other rows failed
             return
@@ -57,7 +66,7 @@ class Ticket:
             self.done.set_exception(outcome)
             return
         self._parts[start] = outcome
-        if not self.waiting and not self._in_engine:
+        if not self.waiting and not self.passes:
             parts = [self._parts[start] for start in sorted(self._parts)]
             self.done.set_result(concatenated(parts))
 
@@ -74,29 +83,45 @@ class Share:
         return self.stop - self.start
 
 
-def forward(backend: Backend, shares: Sequence[Share]) -> list[Output | Exception]:
-    """Make the rows of all shares in one pass, in an engine's thread; return what each share gets.
+class Pass:
+    """The rows of all shares, made in one forward pass.
 
-    A share whose inputs cannot be made fails alone; if the engine fails, all shares of the pass do.
+    A share whose inputs cannot be made fails alone; if the engine fails, all shares do.
     """
-    inputs: dict[Share, Batch] = {}
-    outcomes: dict[Share, Output | Exception] = {}
-    for share in shares:
+
+    def __init__(self, shares: Sequence[Share]) -> None:
+        self.shares = shares
+        self._made: dict[Share, Batch] = {}
+        self._outcomes: dict[Share, Output | Exception] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self.shares))
+
+    async def run(self, engine: Engine) -> list[Output | Exception]:
+        """Return what each share gets."""
+        deadline = max((share.ticket.deadline for share in self.shares), key=lambda d: d.at_s)
         try:
-            inputs[share] = share.ticket.rows.batch(share.start, share.stop)
+            output = await engine.run(self._inputs, deadline)
         except Exception as error:
-            outcomes[share] = error
-    if inputs:
-        try:
-            output = backend.run(concatenated(list(inputs.values())))
-        except Exception as error:
-            outcomes.update(dict.fromkeys(inputs, error))
+            for share in self.shares:
+                self._outcomes.setdefault(share, error)
         else:
             first = 0
-            for share in inputs:
-                outcomes[share] = sliced(output, slice(first, first + len(share)))
+            for share in self._made:
+                self._outcomes[share] = sliced(output, slice(first, first + len(share)))
                 first += len(share)
-    return [outcomes[share] for share in shares]
+        return [self._outcomes[share] for share in self.shares]
+
+    def _inputs(self) -> Batch:
+        """Make the inputs, in an engine's thread; fails only if those of every share do."""
+        for share in self.shares:
+            try:
+                self._made[share] = share.ticket.rows.batch(share.start, share.stop)
+            except Exception as error:
+                self._outcomes[share] = error
+        if not self._made:
+            raise InvalidInput("None of the inputs can be made.")
+        return concatenated(list(self._made.values()))
 
 
 T = TypeVar("T", Batch, Output)

@@ -8,20 +8,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
 import numpy as np
 
-from cat_serve.backends.base import Backend
+from cat_serve.backends.base import Engine
 from cat_serve.batching import Batcher, Limits
 from cat_serve.classes import Classes
 from cat_serve.contract import Batch, Output
+from cat_serve.deadlines import NEVER, Deadline
 from cat_serve.errors import BackendUnavailable, BadOutput, CatServeError, UnknownModel
-from cat_serve.golden import check_golden
 from cat_serve.latents import latents_from_seeds, seed_range
 from cat_serve.manifest import Artefact, Determinism
 
@@ -30,14 +29,18 @@ logger = logging.getLogger(__name__)
 RETRY_AFTER_S = 1
 MAX_SHOWN_SEEDS = 8
 
-BackendFactory = Callable[[Artefact], Backend]
+EngineFactory = Callable[[Artefact], Awaitable[Engine]]
 
 
 class Phase(StrEnum):
-    """Where the service stands; it takes requests when `ready` and, to the end, while `stopping`."""
+    """Where the service stands; it takes requests when `ready` and, to the end, while `stopping`.
+
+    `unavailable`: it started well, but the engine of a model is out of reach; it comes back by itself.
+    """
 
     STARTING = "starting"
     READY = "ready"
+    UNAVAILABLE = "unavailable"
     FAILED = "failed"
     STOPPING = "stopping"
 
@@ -102,7 +105,7 @@ class Service:
     Args:
         artefacts: the models to serve, by name.
         default: the model of requests that name none.
-        open_backend: loads one model on its engine; blocking.
+        open_engine: opens a model on its engine and proves it.
         concurrency: forward passes at the same time, of all models together.
         limits: how large requests, passes and queues may be.
     """
@@ -111,7 +114,7 @@ class Service:
         self,
         artefacts: Mapping[str, Artefact],
         default: str,
-        open_backend: BackendFactory,
+        open_engine: EngineFactory,
         concurrency: int = 2,
         limits: Limits | None = None,
     ) -> None:
@@ -121,33 +124,37 @@ class Service:
             name: ServedModel(artefact, Classes(name, artefact.manifest.class_names))
             for name, artefact in artefacts.items()
         }
-        self.phase = Phase.STARTING
-        self.reason = "the models are being loaded"
+        self._phase = Phase.STARTING
+        self._reason = "the models are being loaded"
         self.failure: Exception | None = None
         self.settled = asyncio.Event()
-        self._open_backend = open_backend
-        self._backends: dict[str, Backend] = {}
+        self._open_engine = open_engine
+        self._engines: dict[str, Engine] = {}
         self._batchers: dict[str, Batcher] = {}
         self._slots = asyncio.Semaphore(concurrency)
-        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="engine")
+
+    @property
+    def phase(self) -> Phase:
+        return self._standing()[0]
+
+    @property
+    def reason(self) -> str:
+        """Why the service is not ready."""
+        return self._standing()[1]
 
     async def start(self) -> None:
         """Load, warm up and prove every model; afterwards the service is ready, or failed with a reason."""
-        loop = asyncio.get_running_loop()
         try:
             for name, model in self.models.items():
-                backend = await loop.run_in_executor(
-                    self._threads, self._load, name, model.artefact
-                )
-                self._batchers[name] = Batcher(backend, self._threads, self._slots, self.limits)
+                await self._open(name, model.artefact)
         except CatServeError as error:
             self._fail(error, error.message)
         except Exception as error:
             logger.exception("start failed")
             self._fail(error, "an unexpected error; the log has it")
         else:
-            if self.phase is Phase.STARTING:
-                self.phase, self.reason = Phase.READY, ""
+            if self._phase is Phase.STARTING:
+                self._phase, self._reason = Phase.READY, ""
         finally:
             self.settled.set()
 
@@ -169,16 +176,17 @@ class Service:
             )
         return self.models[name]
 
-    async def generate(self, request: ImageRequest) -> GeneratedImages:
-        """Make the images, off the event loop. Cancelled, it takes back those that were not started.
+    async def generate(self, request: ImageRequest, deadline: Deadline = NEVER) -> GeneratedImages:
+        """Make the images, off the event loop. Cancelled or too late, it takes back those that were not started.
 
         Raises:
             BackendUnavailable: not ready, or failed.
             Overloaded: too many images wait already.
+            DeadlineExceeded: they were not made in time.
             BackendError: the engine failed.
             BadOutput: it made something that must not be shown.
         """
-        made = await self._batcher(request.model.name).submit(request)
+        made = await self._batcher(request.model.name).submit(request, deadline)
         require_showable(made.output, request)
         return GeneratedImages(
             made.output.images,
@@ -189,40 +197,51 @@ class Service:
 
     def determinism(self, name: str) -> Determinism:
         """Return what is promised of a model's bytes; no more than `latent` before its engine is loaded."""
-        backend = self._backends.get(name)
-        return backend.determinism if backend is not None else "latent"
+        engine = self.engine(name)
+        return engine.determinism if engine is not None else "latent"
+
+    def engine(self, name: str) -> Engine | None:
+        """Return the engine of a model; None before it is loaded."""
+        return self._engines.get(name)
 
     def stop_accepting(self) -> None:
         """Report not ready from now on; requests that still come are served until the server closes."""
-        if self.phase in (Phase.STARTING, Phase.READY):
-            self.phase, self.reason = Phase.STOPPING, "the server is shutting down"
+        if self._phase in (Phase.STARTING, Phase.READY):
+            self._phase, self._reason = Phase.STOPPING, "the server is shutting down"
 
     async def close(self) -> None:
         """Make what waits, then free the engines."""
         self.stop_accepting()
         for batcher in self._batchers.values():
             await batcher.close()
-        await asyncio.to_thread(self._threads.shutdown, wait=True)
-        while self._backends:
-            self._backends.popitem()[1].close()
+        while self._engines:
+            await self._engines.popitem()[1].close()
+
+    def _standing(self) -> tuple[Phase, str]:
+        if self._phase is Phase.READY:
+            for engine in self._engines.values():
+                if (reason := engine.why_unavailable()) is not None:
+                    return Phase.UNAVAILABLE, reason
+        return self._phase, self._reason
 
     def _fail(self, error: Exception, reason: str) -> None:
-        self.phase, self.reason, self.failure = Phase.FAILED, reason.rstrip("."), error
-        logger.info("not ready: %s", self.reason)
+        self._phase, self._reason, self.failure = Phase.FAILED, reason.rstrip("."), error
+        logger.info("not ready: %s", self._reason)
 
-    def _load(self, name: str, artefact: Artefact) -> Backend:
+    async def _open(self, name: str, artefact: Artefact) -> None:
         started = time.perf_counter()
-        backend = self._open_backend(artefact)
-        self._backends[name] = backend
-        check_golden(backend)
+        engine = self._engines[name] = await self._open_engine(artefact)
+        self._batchers[name] = Batcher(engine, self._slots, self.limits)
         spent_ms = 1e3 * (time.perf_counter() - started)
-        logger.info("loaded %s@%s in %.0f ms", name, artefact.version, spent_ms)
-        return backend
+        logger.info("opened %s@%s in %.0f ms", name, artefact.version, spent_ms)
 
     def _batcher(self, name: str) -> Batcher:
-        if self.phase in (Phase.STARTING, Phase.FAILED) or name not in self._batchers:
+        phase, reason = self._phase, self._reason
+        if name in self._engines and (unavailable := self._engines[name].why_unavailable()):
+            phase, reason = Phase.UNAVAILABLE, unavailable
+        if phase not in (Phase.READY, Phase.STOPPING) or name not in self._batchers:
             raise BackendUnavailable(
-                f"The service is not ready: {self.reason}.",
+                f"The service is not ready: {reason}.",
                 hint="GET /readyz says when it is",
                 retry_after_s=RETRY_AFTER_S,
             )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cat_serve.errors import InvalidInput
 
 ENV_PREFIX = "CAT_SERVE_"
+MAX_DEADLINE_MS = 3_600_000
+
+_HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 
 
 class RepositorySettings(BaseSettings):
@@ -38,7 +43,9 @@ class Settings(RepositorySettings):
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 for any free one")
-    backend: Literal["onnxruntime", "torch"] = Field("onnxruntime", description="engine")
+    backend: Literal["onnxruntime", "torch", "triton"] = Field(
+        "onnxruntime", description="engine; triton: other servers compute, see --triton-url"
+    )
     provider: Literal["cpu", "cuda", "tensorrt"] = Field(
         "cpu", description="where ONNX Runtime computes; never changed silently"
     )
@@ -66,6 +73,35 @@ class Settings(RepositorySettings):
         allow_inf_nan=False,
         description="milliseconds that a forward pass that is not full waits for more images",
     )
+    deadline_ms: int = Field(
+        0,
+        ge=0,
+        le=MAX_DEADLINE_MS,
+        description="milliseconds that a request has which names no X-Deadline-Ms; then it gets 504; 0: no limit",
+    )
+    triton_url: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        validate_default=True,
+        description="host:port of a Triton server's gRPC; once for each server, or separated by commas",
+    )
+    triton_balance: Literal["least-loaded", "round-robin"] = Field(
+        "least-loaded", description="which Triton server gets a call"
+    )
+    triton_concurrency: int = Field(
+        64, ge=1, description="calls to Triton servers at the same time; instead of --concurrency"
+    )
+    triton_attempt_ms: float = Field(
+        30_000.0,
+        ge=1,
+        allow_inf_nan=False,
+        description="milliseconds after which a Triton server's answer is given up and asked of another",
+    )
+    triton_stall_ms: float = Field(
+        2_000.0,
+        ge=1,
+        allow_inf_nan=False,
+        description="milliseconds in which a Triton server must at least say that it is alive",
+    )
     shutdown_delay_s: float = Field(
         0.0,
         ge=0,
@@ -78,6 +114,34 @@ class Settings(RepositorySettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="what is logged to stderr"
     )
+
+    @field_validator("triton_url", mode="before")
+    @classmethod
+    def _list_of_urls(cls, value: Any) -> Any:
+        """Take a JSON list, as environment variables have it, or commas."""
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            return json.loads(value)  # what is no JSON is a ValueError, as pydantic wants it
+        return [url.strip() for url in value.split(",")]
+
+    @field_validator("triton_url")
+    @classmethod
+    def _urls_of_the_triton_backend(
+        cls, value: tuple[str, ...], info: ValidationInfo
+    ) -> tuple[str, ...]:
+        for url in value:
+            match = _HOST_AND_PORT.fullmatch(url)
+            if match is None or not 0 < int(match[2]) < 2**16:
+                raise ValueError(f"{url!r} is not host:port, as in 10.0.0.5:8001")
+        if len(set(value)) < len(value):
+            raise ValueError("a server is named twice")
+        backend = info.data.get("backend")
+        if backend == "triton" and not value:
+            raise ValueError("the backend triton needs the host:port of at least one server")
+        if value and backend not in ("triton", None):  # None: the backend itself is wrong
+            raise ValueError(f"it needs --backend triton, and the backend is {backend}")
+        return value
 
     @field_validator("max_queued_images")
     @classmethod

@@ -8,10 +8,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from cat_serve.errors import InvalidInput
+from cat_serve.errors import InvalidInput, MissingDependency
 
 if TYPE_CHECKING:
-    from cat_serve.backends.base import Backend, EngineOptions
+    from cat_serve.backends.base import Backend, Engine, EngineOptions
     from cat_serve.manifest import Artefact
 
 # Every module here has open_backend(artefact, options) -> Backend.
@@ -21,9 +21,33 @@ BACKENDS = {
     "fake": "cat_serve.backends.fake",
 }
 
+# Every module here has the coroutine open_engine(artefact, options) -> Engine: what is computed elsewhere.
+REMOTE = {"triton": "cat_serve.backends.triton"}
+
+
+async def open_engine(name: str, artefact: Artefact, options: EngineOptions) -> Engine:
+    """Open `artefact` for the service, in this process or elsewhere, and prove it.
+
+    Raises: see `open_backend`; and BadOutput if it does not make its golden images.
+    """
+    from cat_serve.backends.local import LocalEngine
+
+    if name in REMOTE:
+        try:
+            module = import_module(REMOTE[name])
+        except ImportError as error:
+            raise MissingDependency(
+                f"The {name} backend needs {error.name}.", hint=f"pip install 'cat-serve[{name}]'"
+            ) from error
+        engine: Engine = await module.open_engine(artefact, options)
+        return engine
+    return await LocalEngine.open(
+        lambda opened: open_backend(name, opened, options), artefact, options.concurrency
+    )
+
 
 def open_backend(name: str, artefact: Artefact, options: EngineOptions) -> Backend:
-    """Load `artefact` on the engine called `name`.
+    """Load `artefact` on the engine called `name`, in this process.
 
     Raises:
         InvalidInput: no such engine.

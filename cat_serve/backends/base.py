@@ -1,7 +1,8 @@
-"""What every engine promises to the service."""
+"""What every engine promises: inside this process to whoever opens it, and in any place to the service."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -9,10 +10,33 @@ from typing import Literal, Protocol
 import numpy as np
 
 from cat_serve.contract import BATCH, Batch, Output, Precision, outputs
+from cat_serve.deadlines import Deadline
 from cat_serve.errors import BackendError
 from cat_serve.manifest import Artefact, Determinism
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
+
+
+Balance = Literal["least-loaded", "round-robin"]
+
+
+@dataclass(frozen=True)
+class TritonOptions:
+    """How to ask Triton servers.
+
+    Attributes:
+        urls: `host:port` of their gRPC, all of the same model repository.
+        balance: who gets a call: who has the fewest images, or each in turn.
+        attempt_ms: an answer that takes longer is given up, and asked of another server.
+        stall_ms: a server that does not even say that it is alive for so long is not.
+        max_batch: images in one call; the model's own limit holds too.
+    """
+
+    urls: tuple[str, ...] = ()
+    balance: Balance = "least-loaded"
+    attempt_ms: float = 30_000.0
+    stall_ms: float = 2_000.0
+    max_batch: int = 16
 
 
 @dataclass(frozen=True)
@@ -24,16 +48,20 @@ class EngineOptions:
         threads: threads of one forward pass; 0 leaves it to the engine.
         checkpoints: folder of the checkpoints, `<model>.safetensors`; only the torch engine needs it.
         precision: which of the artefact's graphs; one that is not there is an error, never replaced.
+        concurrency: forward passes at the same time, for engines inside this process.
+        triton: see `TritonOptions`.
     """
 
     provider: Provider = "cpu"
     threads: int = 0
     checkpoints: Path | None = None
     precision: Precision = "fp32"
+    concurrency: int = 2
+    triton: TritonOptions = TritonOptions()
 
 
 class Backend(Protocol):
-    """One loaded model on one engine.
+    """One loaded model on an engine inside this process.
 
     Attributes:
         name: the name it is chosen by (`onnxruntime`, `torch`, ...).
@@ -56,6 +84,44 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the engine; `run` must not be called again."""
+
+
+class Engine(Protocol):
+    """One model as the service asks for it, wherever it is computed.
+
+    Attributes:
+        name, artefact, precision, determinism: see `Backend`.
+        has_queue: whether it queues and batches by itself. If so, the rows of a request are sent to it as calls of their
+            own, and a call that nobody waits for any more is cancelled; if not, rows of several requests share a pass,
+            and a pass that has begun is never broken off.
+    """
+
+    name: str
+    artefact: Artefact
+    precision: Precision
+    has_queue: bool
+
+    @property
+    def determinism(self) -> Determinism: ...
+
+    def why_unavailable(self) -> str | None:
+        """Return why nothing can be computed now, in words for everybody; None if it can."""
+
+    async def run(self, make: Callable[[], Batch], deadline: Deadline) -> Output:
+        """Make images in one forward pass; several may run at once.
+
+        Args:
+            make: returns the inputs; called outside of the event loop. What it raises comes out as it is.
+            deadline: when the answer is of no use any more; an engine that cannot stop may ignore it.
+
+        Raises:
+            BackendError: the engine failed, or answered with something else than the contract says.
+            DeadlineExceeded: it was not done in time.
+            Overloaded: the engine's own queue is full.
+        """
+
+    async def close(self) -> None:
+        """Let what runs come to its end, and free the engine; `run` must not be called again."""
 
 
 def checked(images: object, ok: object, batch: Batch, artefact: Artefact) -> Output:

@@ -10,13 +10,13 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from cat_serve import __version__
-from cat_serve.backends import open_backend
-from cat_serve.backends.base import EngineOptions
+from cat_serve import __version__, backends
+from cat_serve.backends.base import EngineOptions, TritonOptions
+from cat_serve.backends.local import BackendFactory, LocalEngine
 from cat_serve.batching import Limits
 from cat_serve.manifest import Artefact
 from cat_serve.repository import choose_default, find_repository, load_models
-from cat_serve.service import BackendFactory, Service
+from cat_serve.service import EngineFactory, Service
 from cat_serve.settings import Settings
 from cat_serve.web import generate, problems, routes, schemas
 from cat_serve.web.middleware import BodyLimit, RequestId
@@ -41,7 +41,7 @@ def create_app(
 
     Args:
         artefacts: the models, if they were read before; by default those of the repository.
-        open_engine: opens a model; by default on the engine that the settings name.
+        open_engine: opens a model inside this process; by default the engine that the settings name is opened.
 
     Raises:
         ArtefactError: a model is damaged, or there is none.
@@ -52,13 +52,14 @@ def create_app(
     service = Service(
         artefacts,
         choose_default(artefacts, settings.model),
-        open_engine or engine_opener(settings),
-        settings.concurrency,
+        engine_opener(settings, open_engine),
+        settings.triton_concurrency if settings.backend == "triton" else settings.concurrency,
         Limits(
             settings.max_images_per_request,
             settings.max_queued_images,
             settings.max_batch,
             settings.batch_delay_ms,
+            settings.deadline_ms,
         ),
     )
     app: FastAPI = FastAPIOffline(  # the documentation page must not need other hosts
@@ -74,12 +75,25 @@ def create_app(
     return app
 
 
-def engine_opener(settings: Settings) -> BackendFactory:
-    """Return what opens a model on the engine that the settings name."""
+def engine_opener(settings: Settings, open_here: BackendFactory | None = None) -> EngineFactory:
+    """Return what opens a model: `open_here`, or else the engine that the settings name."""
+    if open_here is not None:
+        return lambda artefact: LocalEngine.open(open_here, artefact, settings.concurrency)
     options = EngineOptions(
-        settings.provider, settings.threads, settings.checkpoints, settings.precision
+        provider=settings.provider,
+        threads=settings.threads,
+        checkpoints=settings.checkpoints,
+        precision=settings.precision,
+        concurrency=settings.concurrency,
+        triton=TritonOptions(
+            urls=settings.triton_url,
+            balance=settings.triton_balance,
+            attempt_ms=settings.triton_attempt_ms,
+            stall_ms=settings.triton_stall_ms,
+            max_batch=settings.max_batch,
+        ),
     )
-    return lambda artefact: open_backend(settings.backend, artefact, options)
+    return lambda artefact: backends.open_engine(settings.backend, artefact, options)
 
 
 @contextlib.asynccontextmanager

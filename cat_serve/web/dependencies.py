@@ -1,13 +1,16 @@
-"""What several routes need: the service, a check of the query, and their problems in the OpenAPI document."""
+"""What several routes need: service, deadline, a check of the query, and their problems in the OpenAPI document."""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 
+from cat_serve.deadlines import NEVER, Deadline
 from cat_serve.errors import InvalidInput
 from cat_serve.service import Service
+from cat_serve.settings import MAX_DEADLINE_MS
 from cat_serve.web import schemas
 from cat_serve.web.problems import MEDIA_TYPE, PROBLEMS
 
@@ -18,6 +21,40 @@ async def service_of(request: Request) -> Service:  # not async, it would be run
 
 
 TheService = Annotated[Service, Depends(service_of)]
+
+_WHOLE_MS = re.compile(r"[0-9]{1,7}")
+
+
+async def deadline_of(
+    request: Request,
+    service: TheService,
+    x_deadline_ms: Annotated[
+        str | None,
+        Header(
+            alias="X-Deadline-Ms",
+            description=f"Whole milliseconds from the arrival of the request, 1 to {MAX_DEADLINE_MS}, after which "
+            "nobody waits for the answer: it is then a 504, and work that was not started is dropped.",
+            examples=["2000"],
+        ),
+    ] = None,
+) -> Deadline:
+    """Return the deadline of a request: its own, else the server's."""
+    if x_deadline_ms is None:
+        total_ms = service.limits.deadline_ms
+    elif _WHOLE_MS.fullmatch(x_deadline_ms) and 1 <= int(x_deadline_ms) <= MAX_DEADLINE_MS:
+        total_ms = float(x_deadline_ms)
+    else:
+        raise InvalidInput(
+            "X-Deadline-Ms is not a number of milliseconds.",
+            code="bad_deadline",
+            parameter="X-Deadline-Ms",
+            got=x_deadline_ms,
+            accepted=f"a whole number from 1 to {MAX_DEADLINE_MS}",
+        )
+    return Deadline.after(total_ms, request.state.arrived_s) if total_ms else NEVER
+
+
+TheDeadline = Annotated[Deadline, Depends(deadline_of)]
 
 
 def only(*names: str) -> Any:

@@ -23,7 +23,7 @@ from cat_serve.web.answers import (
     choose_form,
     require_fits,
 )
-from cat_serve.web.dependencies import TheService, only, problems
+from cat_serve.web.dependencies import TheDeadline, TheService, only, problems
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +57,14 @@ ANSWER: dict[str, Any] = {
 @router.post(
     "/generate",
     response_class=Response,
-    responses={200: ANSWER, **problems(404, 413, 422, 429, 500, 502, 503)},
+    responses={200: ANSWER, **problems(404, 413, 422, 429, 500, 502, 503, 504)},
     dependencies=[only(*schemas.ACCEPTED)],
     summary="Generate images of a class",
 )
 async def generate(
     request: Request,
     service: TheService,
+    deadline: TheDeadline,
     query: Annotated[schemas.GenerateParameters, Query()],
     body: Annotated[schemas.GenerateParameters | None, Body()] = None,
 ) -> Response:
@@ -84,14 +85,13 @@ async def generate(
     asked = resolve(service, parameters)
     form = choose_form(parameters.response, parameters.format, asked.n)
     require_fits(asked, parameters.format, form)
-    images = await unless_gone(request, service.generate(asked))
+    images = await unless_gone(request, service.generate(asked, deadline))
     if images is None:
         logger.info("request %s: the client is gone", request.state.request_id)
         return Response(status_code=CLIENT_GONE)
     started = time.perf_counter()
-    content, media_type = await asyncio.to_thread(
-        answer, asked, images.pixels, parameters.format, form
-    )
+    encoding = asyncio.to_thread(answer, asked, images.pixels, parameters.format, form)
+    content, media_type = await deadline.hold(encoding, lambda: "encode")
     encode_ms = 1e3 * (time.perf_counter() - started)
     return Response(content, media_type=media_type, headers=headers(asked, images, encode_ms))
 

@@ -50,6 +50,7 @@ PROBLEMS: dict[str, Kind] = {
     "bad_format":          Kind(422, "The image format is not available, or cannot hold the image"),
     "bad_response":        Kind(422, "The form of the answer is not available"),
     "bad_model":           Kind(422, "The model's name is not a name"),
+    "bad_deadline":        Kind(422, "The deadline is not in the accepted range"),
     "body_too_large":      Kind(413, "The body is too large"),
     "unknown_model":       Kind(404, "There is no such model"),
     "not_found":           Kind(404, "There is no such address"),
@@ -58,6 +59,8 @@ PROBLEMS: dict[str, Kind] = {
     "overloaded":          Kind(429, "Too many images are waiting"),
     "not_ready":           Kind(503, "The service is not ready"),
     "backend_unavailable": Kind(503, "No engine can take the request"),
+    "deadline_exceeded":   Kind(504, "The time that the request was given is over"),
+    "backend_timeout":     Kind(504, "The engine did not answer in time"),
     # the server's fault
     "backend_error":       Kind(502, "The engine failed"),
     "bad_output":          Kind(500, "The model made an image that must not be shown"),

@@ -48,6 +48,7 @@ async def models(service: TheService) -> schemas.ModelsAnswer:
 
 def _card(service: Service, served: ServedModel) -> schemas.ModelCard:
     manifest = served.artefact.manifest
+    engine = service.engine(served.name)
     return schemas.ModelCard(
         name=served.name,
         version=served.artefact.version,
@@ -55,6 +56,8 @@ def _card(service: Service, served: ServedModel) -> schemas.ModelCard:
         num_classes=manifest.num_classes,
         image_size=manifest.image_size,
         z_shape=list(manifest.z_shape),
+        backend=None if engine is None else engine.name,
+        precision=None if engine is None else engine.precision,
         determinism=service.determinism(served.name),
         truncation_psi=manifest.psi,
         parity=manifest.parity,
@@ -67,6 +70,7 @@ def _card(service: Service, served: ServedModel) -> schemas.ModelCard:
             max_images_per_request=service.limits.max_images_per_request,
             max_batch=min(service.limits.max_batch, manifest.max_batch),
             max_queued_images=service.limits.max_queued_images,
+            deadline_ms=service.limits.deadline_ms or None,
         ),
     )
 

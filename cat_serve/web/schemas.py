@@ -170,6 +170,9 @@ class ModelLimits(BaseModel):
     max_images_per_request: int = Field(description="largest `n`")
     max_batch: int = Field(description="images in one forward pass")
     max_queued_images: int = Field(description="images that may wait; beyond it 429")
+    deadline_ms: float | None = Field(
+        description="milliseconds that a request has which sends no `X-Deadline-Ms`; null: no limit"
+    )
 
 
 class ModelCard(BaseModel):
@@ -181,6 +184,8 @@ class ModelCard(BaseModel):
     num_classes: int
     image_size: tuple[int, int] = Field(description="height, width in pixels")
     z_shape: list[int]
+    backend: str | None = Field(description="what computes it; null while it is not loaded yet")
+    precision: str | None = Field(description="of what is run; null while it is not loaded yet")
     determinism: Literal["bytes", "latent"] = Field(
         description="`latent` also while the model is not loaded yet"
     )

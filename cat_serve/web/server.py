@@ -13,9 +13,10 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from cat_serve.backends.local import BackendFactory
 from cat_serve.errors import CatServeError, MissingDependency
 from cat_serve.manifest import Artefact
-from cat_serve.service import BackendFactory, Phase, Service
+from cat_serve.service import Phase, Service
 from cat_serve.settings import Settings
 from cat_serve.web.app import create_app
 
@@ -117,6 +118,8 @@ async def _serve(settings: Settings, app: FastAPI, listener: socket.socket) -> E
         server.leave()
     elif service.phase is Phase.READY:
         print(banner(listener, service), file=sys.stderr, flush=True)
+    elif service.phase is Phase.UNAVAILABLE:
+        print(f"waiting: {service.reason}", file=sys.stderr, flush=True)
     await serving
     settled.cancel()
     return service.failure

@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 
 from cat_serve.backends.fake import FakeBackend
+from cat_serve.backends.local import LocalEngine
 from cat_serve.batching import Batcher, Limits, Made, Pace
 from cat_serve.contract import Batch, Output
 from cat_serve.errors import BackendError, BackendUnavailable, InvalidInput, Overloaded
@@ -68,11 +68,11 @@ class Bench:
 @asynccontextmanager
 async def bench(artefact: Artefact, concurrency: int = 1, **limits: Any) -> AsyncIterator[Bench]:
     engine = FakeBackend(artefact)
-    with ThreadPoolExecutor(concurrency) as threads:
-        slots = asyncio.Semaphore(concurrency)
-        batcher = Batcher(engine, threads, slots, Limits(**limits))
-        yield Bench(batcher, engine)
-        await batcher.close()
+    local = LocalEngine(engine, concurrency)
+    batcher = Batcher(local, asyncio.Semaphore(concurrency), Limits(**limits))
+    yield Bench(batcher, engine)
+    await batcher.close()
+    await local.close()
 
 
 @pytest.fixture
@@ -282,20 +282,22 @@ async def test_cancelling_during_the_delay_leaves_nothing_behind(artefact: Artef
 
 async def test_models_share_the_slots(artefact: Artefact, steps: Any) -> None:
     engines = [FakeBackend(artefact, before=steps) for _ in range(2)]
-    with ThreadPoolExecutor(4) as threads:
-        slots = asyncio.Semaphore(1)
-        batchers = [Batcher(engine, threads, slots, Limits()) for engine in engines]
-        asked = [asyncio.create_task(one.submit(Wish(0, 80))) for one in batchers]
-        await steps.until_entered(1)
-        assert steps.entered == 1
-        for entered in (2, 3, 4, 5):
-            steps.allow(1)
-            await steps.until_entered(entered)
-        assert sorted(len(engine.batches) for engine in engines) == [2, 3]
-        steps.allow(100)
-        await gathered(*asked)
-        for batcher in batchers:
-            await batcher.close()
+    slots = asyncio.Semaphore(1)
+    local = [LocalEngine(engine, 4) for engine in engines]
+    batchers = [Batcher(engine, slots, Limits()) for engine in local]
+    asked = [asyncio.create_task(one.submit(Wish(0, 80))) for one in batchers]
+    await steps.until_entered(1)
+    assert steps.entered == 1
+    for entered in (2, 3, 4, 5):
+        steps.allow(1)
+        await steps.until_entered(entered)
+    assert sorted(len(engine.batches) for engine in engines) == [2, 3]
+    steps.allow(100)
+    await gathered(*asked)
+    for batcher in batchers:
+        await batcher.close()
+    for engine in local:
+        await engine.close()
 
 
 async def test_close_makes_what_waits_and_refuses_the_rest(artefact: Artefact, steps: Any) -> None:

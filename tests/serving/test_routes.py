@@ -47,6 +47,8 @@ async def test_models_show_their_manifests(run_app: Any, add_model: Any) -> None
         "num_classes": 5,
         "image_size": [8, 12],
         "z_shape": [6],
+        "backend": "fake",
+        "precision": "fp32",
         "determinism": "bytes",
         "truncation_psi": {"meaning": "w_lerp", "neutral": 1.0},
         "parity": {"psnr_db": 61.0},
@@ -61,7 +63,12 @@ async def test_models_show_their_manifests(run_app: Any, add_model: Any) -> None
             }
         },
         "parameters": {**ACCEPTED, "n": "an integer from 1 to 9"},
-        "limits": {"max_images_per_request": 9, "max_batch": 4, "max_queued_images": 99},
+        "limits": {
+            "max_images_per_request": 9,
+            "max_batch": 4,
+            "max_queued_images": 99,
+            "deadline_ms": None,
+        },
     }
 
 
@@ -77,7 +84,10 @@ async def test_openapi_documents_class_examples_and_every_code(running: Any) -> 
         "format",
         "response",
         "model",
+        "X-Deadline-Ms",
     ]
+    assert parameters["X-Deadline-Ms"]["in"] == "header"
+    assert "deadline_exceeded" in operation["responses"]["504"]["description"]
     assert "index" in parameters["class"]["description"]
     assert parameters["class"]["schema"]["examples"]
     assert "application/problem+json" in operation["responses"]["422"]["content"]
