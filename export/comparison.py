@@ -135,11 +135,16 @@ def form_report(form: Form, output: Output) -> dict[str, Any]:
     }
 
 
-def failed(difference: Difference, held_to: str, reports: list[dict[str, Any]]) -> list[str]:
-    """Return a sentence for everything that is beyond its budget."""
+def failed(
+    difference: Difference,
+    held_to: str,
+    reports: list[dict[str, Any]],
+    what: str = "The second form",
+) -> list[str]:
+    """Return a sentence for everything that is beyond its budget; `what` is what differs from the first form."""
     failures = []
     try:
-        require(difference, held_to, "The second form")
+        require(difference, held_to, what)
     except ParityError as error:
         failures.append(str(error))
     for report in reports:

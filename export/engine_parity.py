@@ -35,7 +35,7 @@ class Subject:
     """An engine that is compared.
 
     Attributes:
-        name: what people know it by.
+        name: what people know it by, such as `the engine of model.onnx`.
         precision: a row of the budgets.
         min_batch, max_batch: rows that it takes at once.
     """
@@ -80,7 +80,9 @@ def measure_parity(subject: Subject, graph: Path, batch: Any) -> dict[str, Any]:
         "batches": batch_report(subject.run, batch, sizes),
         "rows_budget_levels": rows_budget(subject.precision, DETERMINISM),
     }
-    failures = failed(difference, subject.precision, [form])
+    failures = failed(
+        difference, subject.precision, [form], what=subject.name[:1].upper() + subject.name[1:]
+    )
     return {
         "measured": True,
         "passed": not failures,

@@ -140,7 +140,9 @@ def _measured(
     record = entry.record
     batch = probe_of(record["source"], is_studio(record), classes)
     precision = record["key"]["graph"]["precision"]
-    subject = Subject(entry.engine.name, engine, precision, engine.min_batch, engine.max_batch)
+    subject = Subject(
+        f"the engine of {graph.name}", engine, precision, engine.min_batch, engine.max_batch
+    )
     parity = measure_parity(subject, graph, batch)
     sizes = sorted(set(profile_of(record).sizes))
     timed = latency.measure(engine, batch, sizes, repeats=TIMED_REPEATS)

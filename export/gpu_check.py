@@ -94,7 +94,7 @@ def check_engine(
     engine = machine.open(path)
     try:
         subject = Subject(
-            f"{graph.name}'s engine", engine, precision, engine.min_batch, engine.max_batch
+            f"the engine of {graph.name}", engine, precision, engine.min_batch, engine.max_batch
         )
         parity = measure_parity(subject, graph, batch)
         sizes = latency.batch_sizes(engine.min_batch, engine.max_batch)

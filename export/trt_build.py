@@ -86,7 +86,7 @@ def compile_graph(trt: Any, graph: Path, options: BuildOptions) -> Plan:
     config = configure(trt, builder, network, options)
     timing = None
     if options.timing_cache is not None:
-        timing = attach_timing_cache(config, options.timing_cache)
+        timing = attach_timing_cache(config, log, options.timing_cache)
     with progress_monitor(trt, graph.name) as monitor:
         config.progress_monitor = monitor
         data = builder.build_serialized_network(network, config)

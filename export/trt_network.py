@@ -28,12 +28,15 @@ def make_log(trt: Any) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []
+            self.warnings: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             level = levels.get(severity, logging.DEBUG)
             logger.log(level, "%s", message)
             if level == logging.ERROR:
                 self.errors.append(message)
+            if level == logging.WARNING:
+                self.warnings.append(message)
 
     return Log()
 
@@ -93,15 +96,18 @@ def strip_flags(trt: Any, builder: str) -> tuple[Any, Any]:
     return trt.BuilderFlag.STRIP_PLAN, getattr(trt.BuilderFlag, refit)
 
 
-def attach_timing_cache(config: Any, path: Path) -> Any:
+def attach_timing_cache(config: Any, log: Any, path: Path) -> Any:
     """Give the builder the kernels that were timed before; return the cache, which the build adds to.
 
     Raises:
         ArtefactError: the file is no timing cache, or one of another TensorRT or GPU.
     """
     known = path.read_bytes() if path.is_file() else b""
+    before = len(log.warnings)
     cache = config.create_timing_cache(known)
-    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+    # What it cannot read it warns of, and begins an empty cache, which would then replace the file.
+    refused = known and any("timing cache" in said for said in log.warnings[before:])
+    if refused or cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         raise ArtefactError(
             f"{path} is no timing cache of this TensorRT and GPU.",
             hint="remove the file, or name another with --timing-cache",
@@ -129,7 +135,7 @@ def deserialize(trt: Any, log: Any, plan: bytes, version_compatible: bool) -> tu
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        reason = log.errors[-1] if log.errors else "no reason given"
+        reason = log.errors[0] if log.errors else "no reason given"
         raise ArtefactError(
             f"{trt.__name__} {trt.__version__} cannot open the engine: {reason[:300]}.",
             hint="build it again on this machine: python -m export.trt --help",
