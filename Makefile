@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 SERVE  := .venv-serve
 DEV    := .venv
 TRITON := .triton
+CHECKOV := .venv-checkov
 MODEL  ?= fashion-32
 RUN    ?= runs/$(MODEL)
 TORCH  := 2.13.0
@@ -13,7 +14,7 @@ FASHION_MNIST := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 
 .DEFAULT_GOAL := help
 
-.PHONY: help serve triton test test-all check format train evaluate export gpu-check constraints wheel wheel-check clean
+.PHONY: help serve triton test test-all check format train evaluate export gpu-check deploy-check constraints wheel wheel-check clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -49,6 +50,13 @@ $(TRITON)/installed: pyproject.toml constraints.txt
 	  $(TRITON)/server/pytriton/tritonserver/backends/python/
 	touch $@
 
+# In an environment of its own: it wants other versions of what the rest needs.
+$(CHECKOV)/installed: deploy/checkov.txt
+	@echo "setting up checkov in $(CHECKOV)" >&2
+	$(PYTHON) -m venv $(CHECKOV)
+	$(CHECKOV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement deploy/checkov.txt
+	touch $@
+
 $(FASHION_MNIST):
 	@.ci/install-debian dataset-fashion-mnist
 
@@ -66,13 +74,20 @@ test: $(DEV)/installed $(TRITON)/installed | $(FASHION_MNIST)  ## run the quick 
 test-all: $(DEV)/installed $(TRITON)/installed | $(FASHION_MNIST)  ## run every test, the slow ones too
 	$(DEV)/bin/python -m pytest
 
-check: $(DEV)/installed  ## formatting, lint, types, import rules, Dockerfile, then the tests
+check: $(DEV)/installed  ## formatting, lint, types, import rules, Dockerfile, manifests, then the tests
 	$(DEV)/bin/ruff format --check .
 	$(DEV)/bin/ruff check .
 	$(DEV)/bin/mypy
 	$(DEV)/bin/lint-imports
 	$(DEV)/bin/hadolint Dockerfile
+	$(MAKE) deploy-check
 	$(MAKE) test
+
+deploy-check: $(DEV)/installed $(CHECKOV)/installed  ## render the Kubernetes manifests and lint them
+	@rm -rf $(CHECKOV)/rendered && mkdir $(CHECKOV)/rendered
+	@set -e; for each in deploy/k8s/overlays/* deploy/k8s/loader; do \
+	  $(DEV)/bin/kubectl kustomize $$each > $(CHECKOV)/rendered/$$(basename $$each).yaml; done
+	$(CHECKOV)/bin/checkov --config-file deploy/checkov.yaml --directory $(CHECKOV)/rendered
 
 format: $(DEV)/installed  ## format the code
 	$(DEV)/bin/ruff check --fix .
@@ -114,4 +129,4 @@ wheel-check: $(DEV)/installed  ## build the wheel, install it in a clean environ
 	@$(DEV)/bin/python .ci/check_wheel.py
 
 clean:  ## remove environments and caches; runs/, data/ and dist/ stay
-	rm -rf $(SERVE) $(DEV) $(TRITON) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(SERVE) $(DEV) $(TRITON) $(CHECKOV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

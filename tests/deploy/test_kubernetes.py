@@ -362,6 +362,6 @@ def test_front_end_names_every_triton_there_may_be(objects: Objects, most: int) 
     assert json.loads(environment(pod)["CAT_SERVE_TRITON_URL"]) == [
         f"triton-{number}.{service['metadata']['name']}:{port}" for number in range(most)
     ]
-    # A pass that computes and one that waits for each GPU; else nothing waits where the autoscaler looks.
+    # A batch that computes and one that waits for each GPU; else nothing waits where the autoscaler looks.
     fewest = of_kind(objects, "HorizontalPodAutoscaler")["front-end"]["spec"]["minReplicas"]
-    assert fewest * setting(pod, "concurrency") >= 2 * most
+    assert fewest * setting(pod, "triton_concurrency") >= 2 * most * setting(pod, "max_batch")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -206,3 +208,47 @@ def test_autoscaler_asks_for_what_the_adapter_makes_of_what_triton_counts(
     used = set(re.findall(r"\bnv_\w+", adapter_rule["metricsQuery"]))
     assert used == {"nv_inference_queue_duration_us", "nv_inference_request_success"}
     assert used <= counted
+
+
+def test_front_end_as_deployed_serves_while_most_tritons_do_not_exist(
+    deployed: Ports, rendered: Callable[[str], Objects], project_root: Path, tmp_path: Path
+) -> None:
+    """Its environment is that of the overlay; only addresses of the cluster become those of this machine."""
+    (front_end,) = (e for e in rendered("overlays/many-gpu") if e["kind"] == "Deployment")
+    (spec,) = front_end["spec"]["template"]["spec"]["containers"]
+    given = {each["name"]: each["value"] for each in spec["env"]}
+    _, *absent = json.loads(given["CAT_SERVE_TRITON_URL"])
+    assert len(absent) == 7
+    port = Ports.free().http
+    environment = os.environ | given | {
+        "HOME": str(tmp_path),
+        "CAT_SERVE_HOST": LOOPBACK,
+        "CAT_SERVE_PORT": str(port),
+        "CAT_SERVE_MODEL_REPOSITORY": str(project_root / "model_repository"),
+        "CAT_SERVE_TRITON_URL": json.dumps([f"{LOOPBACK}:{deployed.grpc}", *absent]),
+        "CAT_SERVE_SHUTDOWN_DELAY_S": "0",
+    }  # fmt: skip
+    program, *arguments = spec["args"]
+    log = tmp_path / "log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [str(Path(sys.executable).parent / program), *arguments],
+            env=environment, stdout=stream, stderr=stream,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while status(port, spec["readinessProbe"]["httpGet"]["path"]) != 200:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        assert status(port, spec["livenessProbe"]["httpGet"]["path"]) == 200
+        assert [status(port, f"/generate?class=3&seed={seed}", b"") for seed in range(8)] == [
+            200
+        ] * 8
+    finally:
+        process.terminate()
+        try:
+            code = process.wait(int(given["CAT_SERVE_SHUTDOWN_GRACE_S"]) + 10)
+        finally:
+            process.kill()
+    assert code == 0, log.read_text()
