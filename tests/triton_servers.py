@@ -27,10 +27,10 @@ def start_triton(
     """Return a function that starts a server and waits until it is ready.
 
     Its arguments: `repository` (by default a copy of the one that ships), `models` (load these only, and allow
-    loading and unloading), `ports` (by default free ones), `log` (a file; by default in a temporary folder, and
-    its path is the server's `log_path`).
+    loading and unloading), `ports` (by default free ones), `log` (a file; by default in a temporary folder).
     """
     with ExitStack() as servers:
+        started: list[TritonServer] = []
 
         def start(
             repository: Path | None = None,
@@ -47,9 +47,13 @@ def start_triton(
                 repository, find_installation(), ports or Ports.free(), models, stream
             )
             servers.enter_context(server)
+            started.append(server)
             return server.wait_ready()
 
         yield start
+        for server in started:  # all at once: each takes seconds to end
+            if server.process.poll() is None:
+                server.process.terminate()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cat_serve.contract import CLASS_ID, IMAGES, OK, OUTPUT_NAMES, TRUNCATION_PSI, Batch, Output, Z
-from cat_serve.errors import BadOutput, CatServeError
+from cat_serve.errors import BackendError, BackendUnavailable, BadOutput, CatServeError
 from cat_serve.images import encode
 from cat_serve.passes import concatenated
 from cat_serve.service import require_showable
@@ -31,13 +31,8 @@ from cat_serve.triton_models.tensors import (
 )
 from cat_serve.web.answers import facts
 
-
-class EngineFailed(Exception):
-    """An engine model refused; `error` is what the server said, and goes to the client as it is."""
-
-    def __init__(self, error: Any) -> None:
-        super().__init__(error.message())
-        self.error = error
+# The server hands on why an engine refused, but as INTERNAL; these words say that it may be asked again.
+TRY_AGAIN = ("maximum queue size", "timeout expired", "is not ready")
 
 
 class TritonPythonModel:
@@ -72,8 +67,6 @@ class TritonPythonModel:
             return self._response(asked, output.images, request.requested_output_names())
         except CatServeError as error:
             return stub.refusal(self._pb, error)
-        except EngineFailed as failed:
-            return self._pb.InferenceResponse(error=failed.error)
 
     async def _images(self, asked: Asked, timeout_us: int) -> Output:
         calls = [self._call(asked, batch, timeout_us).async_exec() for batch in asked.batches()]
@@ -98,7 +91,7 @@ class TritonPythonModel:
 
     def _output(self, response: Any) -> Output:
         if response.has_error():
-            raise EngineFailed(response.error())
+            raise engine_error(response.error().message())
         images, ok = (
             self._pb.get_output_tensor_by_name(response, name).as_numpy() for name in (IMAGES, OK)
         )
@@ -115,6 +108,13 @@ class TritonPythonModel:
         if ENCODED in wanted:
             tensors.append(tensor(ENCODED, np.array(encoded(asked, images), dtype=np.object_)))
         return self._pb.InferenceResponse([each for each in tensors if each.name() in wanted])
+
+
+def engine_error(said: str) -> BackendError:
+    """Return the error for what the server said of an engine's refusal."""
+    if any(words in said.lower() for words in TRY_AGAIN):
+        return BackendUnavailable(said, hint="the engine is full or not loaded: try again later")
+    return BackendError(said)
 
 
 def encoded(asked: Asked, images: np.ndarray) -> list[bytes]:
