@@ -34,6 +34,13 @@ def rows(seed: int, count: int) -> dict[str, Any]:
     return engine_columns(Batch(z, np.full(count, seed % 10, np.int64), np.ones(count, np.float32)))
 
 
+def split(answers: Answers) -> tuple[dict[int, Any], list[InferenceServerException]]:
+    """Return the answers by their place, and the errors."""
+    refused = [each for each in answers if isinstance(each, InferenceServerException)]
+    given = {i: a for i, a in enumerate(answers) if not isinstance(a, InferenceServerException)}
+    return given, refused
+
+
 def test_requests_are_answered_in_fewer_batches_than_there_are(
     client: grpc.InferenceServerClient, expected: Expected
 ) -> None:
@@ -86,14 +93,17 @@ async def test_one_asynchronous_client_gets_every_image_right(
         np.testing.assert_array_equal(answer.as_numpy("images"), images)
 
 
+def test_a_request_may_ask_to_wait_less_and_is_refused_when_it_has_waited(
+    client: grpc.InferenceServerClient,
+) -> None:
+    """While 64 rows are made, another request may wait a millisecond only."""
+    requests = [("fashion-32", rows(0, 64)), ("fashion-32", rows(1, 1))]
+    _, refused = split(infer_together(client, requests, timeouts_us=[None, 1000]))
+    assert [each.status() for each in refused] == ["StatusCode.UNAVAILABLE"]
+    assert "timeout expired" in refused[0].message()
+
+
 # --- the second server's queue takes one request ---------------------------------------------
-
-
-def split(answers: Answers) -> tuple[dict[int, Any], list[InferenceServerException]]:
-    """Return the answers by their place, and the errors."""
-    refused = [each for each in answers if isinstance(each, InferenceServerException)]
-    given = {i: a for i, a in enumerate(answers) if not isinstance(a, InferenceServerException)}
-    return given, refused
 
 
 def test_a_full_queue_refuses_at_once_and_what_it_took_is_right(
@@ -107,16 +117,6 @@ def test_a_full_queue_refuses_at_once_and_what_it_took_is_right(
     for seed, answer in given.items():
         halves = expected([seed] * 16, list(range(seed, seed + 16)), precision="fp16")
         np.testing.assert_array_equal(answer.as_numpy("images"), halves.images)
-
-
-def test_a_request_may_ask_to_wait_less_and_is_refused_when_it_has_waited(
-    second_client: grpc.InferenceServerClient,
-) -> None:
-    """While 64 rows are made, another request may wait a millisecond only."""
-    requests = [("fashion-32", rows(0, 64)), ("fashion-32", rows(1, 1))]
-    _, refused = split(infer_together(second_client, requests, timeouts_us=[None, 1000]))
-    assert [each.status() for each in refused] == ["StatusCode.UNAVAILABLE"]
-    assert "timeout expired" in refused[0].message()
 
 
 def test_the_friendly_model_passes_on_that_its_engine_is_full(
