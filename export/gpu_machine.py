@@ -56,8 +56,8 @@ class GpuMachine:
         from export.trt_device import CudaDevice
         from export.trt_options import load_package
 
+        self._device = CudaDevice()  # first: without a GPU there is nothing to install for
         self._trt = load_package(options.builder)
-        self._device = CudaDevice()
         self._options, self._cache = options, cache
 
     def describe(self) -> dict[str, str]:

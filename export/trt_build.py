@@ -77,11 +77,10 @@ def compile_graph(trt: Any, graph: Path, options: BuildOptions) -> Plan:
     started = time.perf_counter()
     builder = open_builder(trt, log, options.builder)
     network = builder.create_network(network_flags(trt))
-    parser = trt.OnnxParser(network, log)
+    parser = trt.OnnxParser(network, log)  # the network's weights are its
     if not parser.parse_from_file(str(graph)):
-        errors = [str(parser.get_error(i)) for i in range(parser.num_errors)]
-        raise ArtefactError(
-            f"{options.builder} cannot parse {graph.name}: {'; '.join(errors)[:500]}"
+        raise _failure(
+            "parse", graph, options, [str(parser.get_error(i)) for i in range(parser.num_errors)]
         )
     config = configure(trt, builder, network, options)
     timing = None
@@ -91,9 +90,7 @@ def compile_graph(trt: Any, graph: Path, options: BuildOptions) -> Plan:
         config.progress_monitor = monitor
         data = builder.build_serialized_network(network, config)
     if data is None:
-        raise ArtefactError(
-            f"{options.builder} cannot build {graph.name}: {'; '.join(log.errors)[:500]}."
-        )
+        raise _failure("build", graph, options, log.errors)
     if timing is not None and options.timing_cache is not None:
         with written_whole(options.timing_cache) as temporary:
             temporary.write_bytes(memoryview(timing.serialize()))
@@ -103,6 +100,10 @@ def compile_graph(trt: Any, graph: Path, options: BuildOptions) -> Plan:
         outputs=describe(network.get_output, network.num_outputs),
         build_s=round(time.perf_counter() - started, 1),
     )
+
+
+def _failure(what: str, graph: Path, options: BuildOptions, errors: list[str]) -> ArtefactError:
+    return ArtefactError(f"{options.builder} cannot {what} {graph.name}: {'; '.join(errors)[:500]}")
 
 
 def refit_plan(trt: Any, engine: Path, graph: Path, version_compatible: bool) -> bytes:

@@ -28,6 +28,7 @@ from cat_serve import __version__, cli
 from cat_serve.errors import CatServeError
 from cat_serve.settings import Settings
 from cat_serve.web.app import create_app
+from export.engine_cache import CACHE_VARIABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -119,7 +120,8 @@ def check(words: list[str]) -> None:
 
 def check_variable(name: str) -> None:
     setting = name.removeprefix("CAT_SERVE_").lower()
-    if name.startswith("CAT_SERVE_") and setting not in Settings.model_fields:
+    known = setting in Settings.model_fields or name == CACHE_VARIABLE
+    if name.startswith("CAT_SERVE_") and not known:
         raise NotACommand(f"{name} is no setting")
 
 
