@@ -13,62 +13,25 @@ import argparse
 import contextlib
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from cat_serve.errors import BackendUnavailable, MissingDependency
+from cat_serve.errors import BackendUnavailable
+from export.triton_installation import Installation, find_installation
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
 STOP_SECONDS = 15.0
-CPU_HOME = Path(__file__).parent.parent / ".triton"
-HINT = "make .triton/installed, or give --tritonserver (in NVIDIA's container: /opt/tritonserver/bin/tritonserver)"
-
-
-@dataclass(frozen=True)
-class Installation:
-    """Where a server is and what it needs around it.
-
-    Attributes:
-        binary: the `tritonserver` executable.
-        arguments: what it must be told about its own folders.
-        environment: variables that differ from ours.
-    """
-
-    binary: Path
-    arguments: tuple[str, ...] = ()
-    environment: dict[str, str] = field(default_factory=dict)
-
-
-def find_installation(binary: Path | None = None, home: Path = CPU_HOME) -> Installation:
-    """Return the server to run: `binary`, else the CPU server in `home`, else the one on PATH.
-
-    Raises:
-        MissingDependency: there is none.
-    """
-    root = home / "server" / "pytriton" / "tritonserver"
-    cpu = root / "bin" / "tritonserver"
-    if binary is None and cpu.is_file():
-        folders = (f"--backend-directory={root}/backends", f"--cache-directory={root}/caches")
-        # The python backend takes its packages from the first python3 on PATH, and may embed another libpython.
-        path = f"{home / 'env' / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
-        libraries = str(sysconfig.get_config_var("LIBDIR"))
-        return Installation(cpu, folders, {"PATH": path, "LD_LIBRARY_PATH": libraries})
-    found = shutil.which(str(binary or "tritonserver"))
-    if found is None:
-        raise MissingDependency(f"There is no {binary or 'tritonserver'} here.", hint=HINT)
-    return Installation(Path(found))
+SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -106,7 +69,11 @@ class TritonServer:
         log: IO[Any] | None = None,
     ) -> None:
         self.ports = ports
-        self._command = command(repository, installation, ports, models)
+        self._regions = f"cat_serve_{secrets.token_hex(8)}_"
+        self._command = [
+            *command(repository, installation, ports, models),
+            f"--backend-config=python,shm-region-prefix-name={self._regions}",
+        ]
         # no bytecode beside the models: a repository may be read-only, and is packed into the wheel
         self._environment = os.environ | installation.environment | {"PYTHONDONTWRITEBYTECODE": "1"}
         self._log = log
@@ -166,6 +133,7 @@ class TritonServer:
     def restart(self) -> TritonServer:
         """Start again on the same ports after the process has ended."""
         self.process.wait(STOP_SECONDS)
+        self._remove_regions()
         self.process = self._start()
         return self
 
@@ -179,6 +147,12 @@ class TritonServer:
             except subprocess.TimeoutExpired:
                 self.process.kill()
         self.process.wait()
+        self._remove_regions()
+
+    def _remove_regions(self) -> None:
+        """Free the shared memory that the python backend of a server leaves behind, above all of a killed one."""
+        for region in SHARED_MEMORY.glob(f"{self._regions}*"):
+            region.unlink(missing_ok=True)
 
 
 def command(

@@ -89,7 +89,8 @@ def open_engine(artefact: Artefact, args: dict[str, str]) -> Backend:
             f"{threads!r}.",
             hint=f"precision is one of {', '.join(GRAPH_NAMES)}, threads a number; 0 leaves it to the engine",
         )
-    backend = open_backend("onnxruntime", artefact, EngineOptions("cpu", int(threads), None, known))
+    options = EngineOptions(threads=int(threads), precision=known)
+    backend = open_backend("onnxruntime", artefact, options)
     check_golden(backend)
     return backend
 
