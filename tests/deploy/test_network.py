@@ -128,6 +128,21 @@ def test_nobody_reaches_anybody_but_who_must(objects: Objects, overlay: str) -> 
     assert actual == expected
 
 
+def test_triton_lets_in_only_who_must_whatever_they_are_let_out_to(
+    objects: Objects, overlay: str
+) -> None:
+    """The policy on Triton alone, as if nobody else had one."""
+    let_in = {
+        (name, port)
+        for name, peer in PEERS.items() for port in (22, 53, 443, HTTP, GRPC, METRICS)
+        if passes(objects, "Ingress", TRITON, peer, port)
+    }  # fmt: skip
+    if overlay == "cpu":
+        assert let_in == set()
+    else:
+        assert let_in == {("front end", GRPC), ("Prometheus", METRICS)}
+
+
 @pytest.mark.parametrize("name", ["deny-all", "front-end"])
 def test_without_one_policy_more_would_pass(objects: Objects, name: str) -> None:
     """The evaluation above notices when a policy is missing."""
