@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +128,8 @@ def _why_not(entry: Entry, classes: int) -> str | None:
         return "it has no weights"
     if entry.record["source"]["model"] is None:
         return "no manifest beside the graph says which classes and latents its model has"
+    if find_spec("onnxruntime") is None:
+        return "ONNX Runtime, the reference, is not installed"
     return None
 
 

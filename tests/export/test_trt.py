@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -374,7 +375,8 @@ def test_engine_beyond_the_budget_is_not_kept(
     [(0, "small", "--parity-classes 0"), (1, None, "no manifest beside the graph")],
 )
 def test_why_parity_was_not_measured_is_in_the_record(
-    stripped: Entry, small_graph: Path, engine_cache: Path, classes: int, model: str | None, reason: str
+    stripped: Entry, small_graph: Path, engine_cache: Path, monkeypatch: pytest.MonkeyPatch,
+    classes: int, model: str | None, reason: str,
 ) -> None:  # fmt: skip
     cache = EngineCache(engine_cache)
     key = stripped.record["key"] | {"refitted": True}
@@ -383,6 +385,10 @@ def test_why_parity_was_not_measured_is_in_the_record(
     proven = engines.proven(entry, small_graph, cache, classes)
     assert proven.record["parity"]["measured"] is False
     assert reason in proven.record["parity"]["reason"]
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    source = {"graph": "model.onnx", "model": "small"}
+    proven = engines.proven(entry.update(source=source), small_graph, cache, 1)
+    assert proven.record["parity"]["reason"].startswith("ONNX Runtime, the reference, is not")
     unproven = engines.proven(stripped, small_graph, cache, 1)
     assert unproven.record["parity"]["reason"] == "it has no weights"
 
