@@ -134,10 +134,13 @@ def fill(document: str, made: dict[str, str]) -> str:
     from cat_serve.errors import InvalidInput
 
     for name, text in made.items():
-        place = re.compile(rf"(<!-- {name} -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
-        document, found = place.subn(lambda match, text=text: match[1] + text + match[2], document)
-        if found != 1:
-            raise InvalidInput(f"The document has {found} places for the table {name}, not 1.")
+        start, end = f"<!-- {name} -->\n\n", "\n\n<!-- end -->"
+        before, found, after = document.partition(start)
+        old, ended, rest = after.partition(end)
+        if not found or not ended or "<!-- " in old or start in rest:
+            raise InvalidInput(f"The document does not have one place for the table {name}.",
+                               hint=f"{start.strip()}, an empty line twice, {end.strip()}")  # fmt: skip
+        document = before + start + text + end + rest
     return document
 
 

@@ -77,6 +77,25 @@ def test_images_are_built_from_stages_of_the_dockerfile(
         assert (file.parent / service["build"]["context"]).resolve() == project_root
         assert service["build"]["target"] in stages
         assert re.search(rf"cat-serve(-triton)?:{re.escape(__version__)}\b", service["image"])
+    # What is said of the stock image must be the release that ours is made of.
+    release = re.search(
+        r"^FROM nvcr\.io/nvidia/(tritonserver:\S+) AS triton$", dockerfile, re.MULTILINE
+    )
+    assert release is not None
+    assert release[1] in file.read_text(encoding="utf-8")
+    assert release[1] in file.with_name("README.md").read_text(encoding="utf-8")
+
+
+def test_image_of_the_front_end_holds_the_client_of_its_backend(
+    compose: dict[str, Any], project_root: Path
+) -> None:
+    dockerfile = (project_root / "Dockerfile").read_text(encoding="utf-8")
+    stage = dockerfile.partition(" AS serve\n")[2].partition("\nFROM ")[0]
+    extras = re.search(r"whl\)\[([a-z,-]+)\]", stage)
+    assert extras is not None
+    backend = compose["services"]["front-end"]["environment"]["CAT_SERVE_BACKEND"]
+    assert backend == "triton"
+    assert backend in extras[1].split(",")
 
 
 def test_triton_is_started_as_on_kubernetes(

@@ -245,6 +245,9 @@ def test_document_and_plot_are_written(
     assert sizing.main(["--document", str(page), "--plot", str(plot)]) == 0
     assert page.read_text() == original
     assert plot.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    page.write_text("no marks")
-    assert sizing.main(["--document", str(page)]) == 2
-    assert page.read_text() == "no marks"
+    unmarked = original.replace("<!-- cost -->", "")
+    unended = original.replace("\n\n<!-- end", "<!-- end", 1)
+    for broken in (unmarked, original + original, unended):
+        page.write_text(broken)
+        assert sizing.main(["--document", str(page)]) == 2
+        assert page.read_text() == broken

@@ -20,7 +20,8 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from export.triton_server import Ports, find_installation
+from export.triton_installation import find_installation
+from export.triton_server import Ports
 from tests.triton_servers import copy_repository
 
 Objects = list[dict[str, Any]]
