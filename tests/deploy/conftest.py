@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-Objects = list[dict[str, Any]]
+from tests.deploy.manifests import Objects
+
 KUBERNETES = Path(__file__).parent.parent.parent / "deploy" / "k8s"
 OVERLAYS = sorted(folder.name for folder in (KUBERNETES / "overlays").iterdir())
 

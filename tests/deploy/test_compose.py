@@ -15,8 +15,8 @@ import yaml
 from cat_serve import __version__
 from cat_serve.settings import Settings
 from cat_serve.web.app import create_app
+from tests.deploy.manifests import Objects
 
-Objects = list[dict[str, Any]]
 SERVICES = ("triton", "front-end")
 each_service = pytest.mark.parametrize("name", SERVICES)
 

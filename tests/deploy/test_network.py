@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-Objects = list[dict[str, Any]]
+from tests.deploy.manifests import Objects, matches
+
 HERE = "cat-serve"
 
 
@@ -53,14 +54,6 @@ PEERS = {
 }  # fmt: skip
 
 
-def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
-    expressions = selector.get("matchExpressions", [])
-    assert all(rule["operator"] == "In" for rule in expressions)
-    return selector.get("matchLabels", {}).items() <= labels.items() and all(
-        labels.get(rule["key"]) in rule["values"] for rule in expressions
-    )
-
-
 def is_peer(rule: dict[str, Any], peer: Peer) -> bool:
     """Say whether one entry of `from` or `to` means this peer; several fields of an entry must all hold."""
     if block := rule.get("ipBlock"):
@@ -73,11 +66,11 @@ def is_peer(rule: dict[str, Any], peer: Peer) -> bool:
     if peer.address is not None:
         return False
     if "namespaceSelector" in rule:
-        if not selects(rule["namespaceSelector"], peer.namespace_labels):
+        if not matches(rule["namespaceSelector"], peer.namespace_labels):
             return False
     elif peer.namespace != HERE:
         return False
-    return selects(rule.get("podSelector", {}), peer.labels)
+    return matches(rule.get("podSelector", {}), peer.labels)
 
 
 def passes(objects: Objects, side: str, pod: Peer, other: Peer, port: int) -> bool:
@@ -87,7 +80,7 @@ def passes(objects: Objects, side: str, pod: Peer, other: Peer, port: int) -> bo
     policies = [
         each["spec"] for each in objects
         if each["kind"] == "NetworkPolicy" and side in each["spec"]["policyTypes"]
-        and selects(each["spec"]["podSelector"], pod.labels)
+        and matches(each["spec"]["podSelector"], pod.labels)
     ]  # fmt: skip
     key, peers = ("ingress", "from") if side == "Ingress" else ("egress", "to")
     rules = [rule for policy in policies for rule in policy.get(key, [])]

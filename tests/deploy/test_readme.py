@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-Objects = list[dict[str, Any]]
+from tests.deploy.manifests import Objects
 
 
 @pytest.fixture(scope="module")

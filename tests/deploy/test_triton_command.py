@@ -22,9 +22,9 @@ from tritonclient.utils import InferenceServerException
 
 from export.triton_installation import find_installation
 from export.triton_server import Ports
+from tests.deploy.manifests import Objects
 from tests.triton_servers import copy_repository
 
-Objects = list[dict[str, Any]]
 LOOPBACK = "127.0.0.1"
 
 
