@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cat_serve.manifest import Artefact
     from export.gpu_machine import Machine
     from export.gpu_triton import Served
-    from export.triton_server import Installation
+    from export.triton_installation import Installation
 
 MODEL = Path("model_repository/fashion-32/1")
 
@@ -189,7 +189,7 @@ def find_triton(builder: str, binary: Path | None) -> tuple[Installation | None,
     import shutil
 
     from cat_serve.errors import InvalidInput
-    from export.triton_server import find_installation
+    from export.triton_installation import find_installation
 
     if builder == "tensorrt-rtx":
         if binary is not None:

@@ -14,7 +14,7 @@ from cat_serve.errors import BackendError, CatServeError
 if TYPE_CHECKING:
     from cat_serve.contract import Batch, Precision
     from cat_serve.manifest import Artefact
-    from export.triton_server import Installation
+    from export.triton_installation import Installation
 
 DEADLINE_S = 60.0
 SIZES = (1, 8)

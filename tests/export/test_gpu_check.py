@@ -21,7 +21,7 @@ from export.gpu_machine import Machine
 from export.gpu_report import markdown
 from export.graphs import onnx_engine
 from export.latency import Latency, batch_sizes
-from export.triton_server import Installation, find_installation
+from export.triton_installation import Installation, find_installation
 
 MIB = 2**20
 
