@@ -1,4 +1,4 @@
-"""Start NVIDIA Triton on a model repository, on loopback, and end it again.
+"""Start NVIDIA Triton on a model repository, on loopback unless told otherwise, and end it again.
 
     python -m export.triton_server --repository model_repository
 
@@ -27,11 +27,12 @@ from typing import IO, Any
 
 from cat_serve.errors import BackendUnavailable
 from export.triton_installation import Installation, find_installation
+from export.triton_leftovers import clear_up
 
 HOST = "127.0.0.1"
+ANY_HOST = "0.0.0.0"
 START_SECONDS = 120.0
 STOP_SECONDS = 15.0
-SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class TritonServer:
     Args:
         models: load these only, and let them be loaded and unloaded (for tests on loopback); None: all, fixed.
         log: where its output goes; by default to our stderr.
+        host: the address to listen on; 0.0.0.0 for all of an IPv4 machine's.
     """
 
     def __init__(
@@ -67,11 +69,13 @@ class TritonServer:
         ports: Ports,
         models: Sequence[str] | None = None,
         log: IO[Any] | None = None,
+        host: str = HOST,
     ) -> None:
         self.ports = ports
+        self.host = HOST if host == ANY_HOST else host
         self._regions = f"cat_serve_{secrets.token_hex(8)}_"
         self._command = [
-            *command(repository, installation, ports, models),
+            *command(repository, installation, ports, models, host),
             f"--backend-config=python,shm-region-prefix-name={self._regions}",
         ]
         # no bytecode beside the models: a repository may be read-only, and is packed into the wheel
@@ -90,15 +94,15 @@ class TritonServer:
 
     @property
     def grpc_url(self) -> str:
-        return f"{HOST}:{self.ports.grpc}"
+        return f"{self.host}:{self.ports.grpc}"
 
     @property
     def http_url(self) -> str:
-        return f"{HOST}:{self.ports.http}"
+        return f"{self.host}:{self.ports.http}"
 
     @property
     def metrics_url(self) -> str:
-        return f"http://{HOST}:{self.ports.metrics}/metrics"
+        return f"http://{self.host}:{self.ports.metrics}/metrics"
 
     def __enter__(self) -> TritonServer:
         return self
@@ -133,7 +137,7 @@ class TritonServer:
     def restart(self) -> TritonServer:
         """Start again on the same ports after the process has ended."""
         self.process.wait(STOP_SECONDS)
-        self._remove_regions()
+        clear_up(self._regions)
         self.process = self._start()
         return self
 
@@ -147,18 +151,17 @@ class TritonServer:
             except subprocess.TimeoutExpired:
                 self.process.kill()
         self.process.wait()
-        self._remove_regions()
-
-    def _remove_regions(self) -> None:
-        """Free the shared memory that the python backend of a server leaves behind, above all of a killed one."""
-        for region in SHARED_MEMORY.glob(f"{self._regions}*"):
-            region.unlink(missing_ok=True)
+        clear_up(self._regions)
 
 
 def command(
-    repository: Path, installation: Installation, ports: Ports, models: Sequence[str] | None = None
+    repository: Path,
+    installation: Installation,
+    ports: Ports,
+    models: Sequence[str] | None = None,
+    host: str = HOST,
 ) -> list[str]:
-    """Return the command line: everything on loopback, model control only for named models.
+    """Return the command line: everything on one address, model control only for named models.
 
     What nobody may use needs a key that is drawn here and told to nobody.
     """
@@ -174,13 +177,13 @@ def command(
         *installation.arguments,
         f"--model-repository={repository}",
         "--disable-auto-complete-config",  # ours are complete
-        f"--http-address={HOST}",
+        f"--http-address={host}",
         f"--http-port={ports.http}",
         f"--http-restricted-api={lock}",
-        f"--grpc-address={HOST}",
+        f"--grpc-address={host}",
         f"--grpc-port={ports.grpc}",
         f"--grpc-restricted-protocol={lock}",
-        f"--metrics-address={HOST}",
+        f"--metrics-address={host}",
         f"--metrics-port={ports.metrics}",
         "--allow-sagemaker=false",
         "--allow-vertex-ai=false",
@@ -195,6 +198,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--repository", type=Path, default=Path("model_repository"))
     add("--tritonserver", type=Path, metavar="FILE", help="another server's executable")
+    add("--host", default=HOST, help="address to listen on; 0.0.0.0 for all (default: %(default)s)")
     add("--http-port", type=int, default=8003, help="(default: %(default)s)")
     add("--grpc-port", type=int, default=8001, help="(default: %(default)s)")
     add("--metrics-port", type=int, default=8002, help="(default: %(default)s)")
@@ -217,7 +221,7 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
     ports = Ports(arguments.http_port, arguments.grpc_port, arguments.metrics_port)
     installation = find_installation(arguments.tritonserver)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with TritonServer(arguments.repository, installation, ports) as server:
+    with TritonServer(arguments.repository, installation, ports, host=arguments.host) as server:
         try:
             server.wait_ready()
             print(f"Triton is ready: gRPC {server.grpc_url}, HTTP {server.http_url}, metrics "

@@ -17,6 +17,7 @@ import tritonclient.grpc as grpc
 
 from cat_serve.errors import BackendUnavailable, MissingDependency
 from export import triton_server
+from export.triton_leftovers import SHARED_MEMORY
 from export.triton_server import Installation, Ports, TritonServer, command, find_installation, main
 
 WAIT_SECONDS = 120
@@ -59,6 +60,17 @@ def test_everything_listens_on_loopback_and_what_is_dangerous_is_locked() -> Non
         apis, _, key = lock.partition("=")[2].partition(":locked=")
         assert set(apis.split(",")) == {"shared-memory", "model-repository", "trace", "logging"}
         assert len(key) == 32
+
+
+def test_another_address_is_listened_on_only_when_told(
+    run_script: RunScript, tmp_path: Path
+) -> None:
+    words = command(Path("models"), Installation(Path("x")), Ports(1, 2, 3), host="0.0.0.0")
+    addresses = [word for word in words if "-address=" in word]
+    assert [word.partition("=")[2] for word in addresses] == ["0.0.0.0"] * 3
+    binary = Installation(run_script("exec sleep 60").process.args[0])
+    with TritonServer(tmp_path, binary, Ports(1, 2, 3), host="0.0.0.0") as server:
+        assert server.grpc_url == "127.0.0.1:2"
 
 
 def test_models_that_are_named_may_be_controlled() -> None:
@@ -145,17 +157,6 @@ def test_an_ended_server_starts_again_on_its_ports(run_script: RunScript) -> Non
     assert server.ports == ports
 
 
-def test_shared_memory_of_a_killed_server_is_freed(
-    start_triton: Callable[..., TritonServer],
-) -> None:
-    server = start_triton()
-    (prefix,) = [w.rpartition("=")[2] for w in server.process.args if "shm-region" in w]
-    assert list(triton_server.SHARED_MEMORY.glob(f"{prefix}*"))
-    server.process.kill()
-    server.stop()
-    assert not list(triton_server.SHARED_MEMORY.glob(f"{prefix}*"))
-
-
 def children_of(pid: int) -> list[int]:
     listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [int(each) for each in listed]
@@ -167,6 +168,21 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_killed_server_leaves_neither_processes_nor_shared_memory(
+    start_triton: Callable[..., TritonServer],
+) -> None:
+    server = start_triton()
+    (prefix,) = [w.rpartition("=")[2] for w in server.process.args if "shm-region" in w]
+    stubs = children_of(server.process.pid)
+    assert len(stubs) == 3
+    assert list(SHARED_MEMORY.glob(f"{prefix}*"))
+    os.kill(stubs[0], signal.SIGSTOP)  # one that does not notice that its server is gone
+    server.process.kill()
+    server.stop()
+    until(lambda: not any(map(is_running, stubs)))
+    assert not list(SHARED_MEMORY.glob(f"{prefix}*"))
 
 
 def test_command_serves_until_it_is_told_to_end(project_root: Path) -> None:
