@@ -151,7 +151,7 @@ def load_artefact(folder: Path) -> Artefact:
             f"{folder.name} of model {folder.parent.name!r} has no {MANIFEST_NAME}.",
             hint="make it with: python -m export.onnx --help",
         )
-    manifest = _parse(path)
+    manifest = read_manifest(path)
     for name, expected in manifest.files.items():
         if not (folder / name).is_file():
             raise ArtefactError(
@@ -167,7 +167,12 @@ def load_artefact(folder: Path) -> Artefact:
     return Artefact(folder, manifest, sha256_of(path)[:12])
 
 
-def _parse(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest without looking at the files that it names.
+
+    Raises:
+        ArtefactError: it has another format, or is damaged.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.get("format") != FORMAT:

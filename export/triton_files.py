@@ -10,8 +10,9 @@ from pathlib import Path
 
 from cat_serve.errors import ArtefactError, InvalidInput, UnknownModel
 from cat_serve.files import write_text
-from cat_serve.manifest import Artefact, load_artefact
+from cat_serve.manifest import FORMAT, MANIFEST_NAME, Artefact, load_artefact
 from cat_serve.repository import choose_default, newest_versions
+from cat_serve.triton_models.catalogue import manifest_copy
 from cat_serve.triton_models.tensors import FRIENDLY_MODEL
 from export.triton_config import PLAN_FILE, PYTHON_FILE, engine_config, friendly_config, to_text
 from export.triton_options import EngineOptions, FriendlyOptions, Versions
@@ -23,6 +24,7 @@ from cat_serve.triton_models.{module} import TritonPythonModel
 __all__ = ["TritonPythonModel"]
 '''
 CONFIG = "config.pbtxt"
+MARKS = ("python -m export.triton", FORMAT)  # what we write says so
 
 Files = dict[Path, str | None]  # None: must not be there
 Load = Callable[[Path], Artefact]
@@ -85,32 +87,37 @@ def _engine_files(folder: Path, options: EngineOptions, load: Load) -> Files:
 
 
 def _friendly_files(repository: Path, layout: Layout, load: Load) -> Files:
+    """Return the files of `cat`, among them a copy of the manifest of every model that it asks."""
     folder = repository / FRIENDLY_MODEL
     config, model = folder / CONFIG, folder / "1" / PYTHON_FILE
+    files: Files = dict.fromkeys([config, model, *(folder / "1").glob("*.json")], None)
     if not layout.friendly:
-        return {config: None, model: None}
-    options = _friendly_options(repository, layout, load)
-    return {config: to_text(friendly_config(options)), model: MODEL_PY.format(module="friendly")}
-
-
-def _friendly_options(repository: Path, layout: Layout, load: Load) -> FriendlyOptions:
-    names = list(newest_versions(repository))
-    try:
-        default = choose_default(names, layout.default_model)
-    except InvalidInput as error:
-        error.hint = f"give --default-model, one of: {', '.join(names)}"
-        raise
-    served = {
-        name: served_artefacts(repository / name, layout.engine.versions, load) for name in names
+        return files
+    newest = {
+        name: max(served_artefacts(repository / name, layout.engine.versions, load).items())
+        for name in newest_versions(repository)
     }
-    newest = {name: max(artefacts) for name, artefacts in served.items()}
-    return FriendlyOptions(
-        default_model=default,
-        versions=newest,
-        max_batch=max(served[name][newest[name]].manifest.max_batch for name in names),
+    options = FriendlyOptions(
+        default_model=_default_model(list(newest), layout.default_model),
+        versions={name: number for name, (number, _) in newest.items()},
+        max_batch=max(artefact.manifest.max_batch for _, artefact in newest.values()),
         instances=layout.friendly_instances,
         queue=layout.engine.batching.queue,
     )
+    copies: Files = {
+        manifest_copy(folder / "1", name): (artefact.folder / MANIFEST_NAME).read_text("utf-8")
+        for name, (_, artefact) in newest.items()
+    }
+    texts = {config: to_text(friendly_config(options)), model: MODEL_PY.format(module="friendly")}
+    return files | copies | texts
+
+
+def _default_model(names: list[str], wanted: str | None) -> str:
+    try:
+        return choose_default(names, wanted)
+    except InvalidInput as error:
+        error.hint = f"give --default-model, one of: {', '.join(names)}"
+        raise
 
 
 def served_artefacts(folder: Path, versions: Versions, load: Load) -> dict[int, Artefact]:
@@ -167,7 +174,8 @@ def _current(path: Path) -> str | None:
 
 def _concerns(path: Path, text: str | None) -> bool:
     """A file that should not be there is ours to remove only if we wrote it."""
-    return text is not None or "python -m export.triton" in (_current(path) or "")
+    there = _current(path) or ""
+    return text is not None or any(mark in there for mark in MARKS)
 
 
 def write(files: Files) -> list[Path]:

@@ -2,89 +2,35 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from cat_serve.classes import Classes
 from cat_serve.contract import CLASS_ID, TRUNCATION_PSI, Batch
 from cat_serve.errors import (
-    ArtefactError,
-    BackendUnavailable,
     InvalidInput,
     UnknownClass,
-    UnknownModel,
 )
 from cat_serve.images import Format
 from cat_serve.latents import MAX_SEED, latents_from_seeds, seed_range
-from cat_serve.manifest import load_artefact
-from cat_serve.repository import choose_default
 from cat_serve.service import ImageRequest, ServedModel
-from cat_serve.triton_models.tensors import CLASS, ENCODED_FORMATS, FORMAT, MODEL, SEED
-
-logger = logging.getLogger(__name__)
+from cat_serve.triton_models.catalogue import Catalogue
+from cat_serve.triton_models.tensors import (
+    CLASS,
+    ENCODED_FORMATS,
+    FORMAT,
+    MODEL,
+    SEED,
+)
 
 MAX_NAME_CHARACTERS = 100
 DEFAULT_FORMAT: Format = "png"
 DEFAULT_PSI = np.float32(1)
 
 Columns = Mapping[str, np.ndarray | None]
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """The models of a repository.
-
-    Attributes:
-        default: the one for requests that name none.
-        damaged: why a model cannot be asked, by its name.
-    """
-
-    models: Mapping[str, ServedModel]
-    default: str
-    damaged: Mapping[str, str]
-
-    def find(self, name: str) -> ServedModel:
-        """Return the model called `name`.
-
-        Raises:
-            UnknownModel: there is none.
-            BackendUnavailable: it is damaged.
-        """
-        if name in self.damaged:
-            raise BackendUnavailable(f"The model {name} cannot be used: {self.damaged[name]}")
-        if name not in self.models:
-            names = sorted(self.models)
-            raise UnknownModel(
-                f"There is no model {name!r} here.",
-                hint=f"models: {', '.join(names)}",
-                got=name,
-                accepted=names,
-            )
-        return self.models[name]
-
-
-def read_catalogue(repository: Path, versions: Mapping[str, int], default: str) -> Catalogue:
-    """Read the given version of every model; one that is damaged spoils no other.
-
-    Raises:
-        UnknownModel: `default` is none of them.
-    """
-    models: dict[str, ServedModel] = {}
-    damaged: dict[str, str] = {}
-    for name, number in versions.items():
-        try:
-            artefact = load_artefact(repository / name / str(number))
-        except ArtefactError as error:
-            damaged[name] = error.message
-            logger.error("the model %s is damaged: %s", name, error)
-        else:
-            models[name] = ServedModel(artefact, Classes(name, artefact.manifest.class_names))
-    return Catalogue(models, choose_default(versions, default), damaged)
 
 
 @dataclass(frozen=True)

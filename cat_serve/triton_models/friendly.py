@@ -20,7 +20,8 @@ from cat_serve.images import encode
 from cat_serve.passes import concatenated
 from cat_serve.service import require_showable
 from cat_serve.triton_models import stub
-from cat_serve.triton_models.asked import Asked, parse, read_catalogue
+from cat_serve.triton_models.asked import Asked, parse
+from cat_serve.triton_models.catalogue import read_catalogue
 from cat_serve.triton_models.tensors import (
     DEFAULT_MODEL,
     ENCODED,
@@ -39,14 +40,14 @@ class TritonPythonModel:
     """One instance of the model; the server's stub creates it."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read which models the repository has, and their classes.
+        """Read which models there are, and their classes.
 
         Raises:
-            UnknownModel: the default model of the configuration is not there.
+            ArtefactError: what the configuration says does not go with the folder.
         """
         self._pb = stub.backend_module()
         self._catalogue = read_catalogue(
-            Path(args["model_repository"]).parent,
+            Path(args["model_repository"]) / args["model_version"],
             json.loads(stub.parameter(args, MODELS)),
             stub.parameter(args, DEFAULT_MODEL),
         )
@@ -77,7 +78,7 @@ class TritonPythonModel:
         tensor = self._pb.Tensor
         return self._pb.InferenceRequest(
             model_name=asked.model.name,
-            model_version=int(asked.model.artefact.folder.name),
+            model_version=self._catalogue.versions[asked.model.name],
             requested_output_names=list(OUTPUT_NAMES),
             inputs=[
                 tensor(Z, batch.z),

@@ -13,21 +13,34 @@ from cat_serve.contract import Batch, Output
 from cat_serve.errors import (
     ArtefactError,
     BackendError,
-    BackendUnavailable,
     InvalidInput,
     MissingDependency,
     UnknownModel,
 )
 from cat_serve.latents import latents_from_seeds
 from cat_serve.manifest import Artefact
-from cat_serve.triton_models.asked import Catalogue, parse, read_catalogue, truncation_psi
+from cat_serve.triton_models.asked import parse, truncation_psi
+from cat_serve.triton_models.catalogue import Catalogue, read_catalogue
 from cat_serve.triton_models.engine import open_engine, run_together
 from cat_serve.triton_models.stub import require_whole_tensors
 
 
 @pytest.fixture
-def catalogue(project_root: Path) -> Catalogue:
-    return read_catalogue(project_root / "model_repository", {"fashion-32": 1}, "fashion-32")
+def friendly_folder(project_root: Path) -> Path:
+    return project_root / "model_repository" / "cat" / "1"
+
+
+@pytest.fixture
+def catalogue(friendly_folder: Path) -> Catalogue:
+    return read_catalogue(friendly_folder, {"fashion-32": 1}, "fashion-32")
+
+
+def test_the_copy_of_a_manifest_has_the_version_of_its_model(
+    catalogue: Catalogue, shipped: Artefact
+) -> None:
+    served = catalogue.find("fashion-32")
+    assert served.artefact.version == shipped.version
+    assert served.artefact.manifest == shipped.manifest
 
 
 def test_rows_become_batches_that_the_engine_takes(catalogue: Catalogue) -> None:
@@ -65,18 +78,20 @@ def test_psi_outside_0_to_1_is_refused(value: float) -> None:
         truncation_psi(np.float32(value))
 
 
-def test_a_damaged_model_spoils_no_other(project_root: Path, tmp_path: Path) -> None:
-    (tmp_path / "spoiled" / "1").mkdir(parents=True)
-    (tmp_path / "fashion-32").symlink_to(project_root / "model_repository" / "fashion-32")
-    catalogue = read_catalogue(tmp_path, {"spoiled": 1, "fashion-32": 1}, "fashion-32")
-    assert catalogue.find("fashion-32").name == "fashion-32"
-    with pytest.raises(BackendUnavailable, match="spoiled cannot be used: 1 of model"):
-        catalogue.find("spoiled")
+def test_a_copy_that_is_missing_or_damaged_is_refused(
+    friendly_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ArtefactError, match=r"cat has no fashion-32\.json"):
+        read_catalogue(tmp_path, {"fashion-32": 1}, "fashion-32")
+    copy = (friendly_folder / "fashion-32.json").read_text()
+    (tmp_path / "fashion-32.json").write_text(copy[:-100])
+    with pytest.raises(ArtefactError, match="damaged"):
+        read_catalogue(tmp_path, {"fashion-32": 1}, "fashion-32")
 
 
-def test_a_default_model_that_is_not_there_is_refused(project_root: Path) -> None:
+def test_a_default_model_that_is_not_there_is_refused(friendly_folder: Path) -> None:
     with pytest.raises(UnknownModel, match="no model 'other'"):
-        read_catalogue(project_root / "model_repository", {"fashion-32": 1}, "other")
+        read_catalogue(friendly_folder, {"fashion-32": 1}, "other")
 
 
 # --- the engine model ------------------------------------------------------------------------

@@ -48,8 +48,12 @@ def test_the_committed_repository_is_what_the_command_writes(
     assert run(capsys, repository)[0] == 0
     committed = files(project_root / "model_repository")
     written = files(repository)
-    names = {name for name in committed if name.endswith(("config.pbtxt", "model.py"))}
-    assert len(names) == 4
+    names = {
+        name
+        for name in committed
+        if name.endswith(("config.pbtxt", "model.py")) or name.startswith("cat/")
+    }
+    assert len(names) == 5
     assert {name: committed[name] for name in names} == {name: written[name] for name in names}
     assert run(capsys, project_root / "model_repository", "--check")[0] == 0
 
@@ -58,8 +62,8 @@ def test_a_second_run_changes_nothing_and_check_says_so(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, report, said = run(capsys, repository)
-    assert (code, report["changed"]) == (0, 4)
-    assert said.count("written") == 4
+    assert (code, report["changed"]) == (0, 5)
+    assert said.count("written") == 5
     assert run(capsys, repository)[1]["changed"] == 0
     assert run(capsys, repository, "--check")[0] == 0
 
@@ -74,6 +78,22 @@ def test_check_finds_a_file_that_differs_and_leaves_it(
     assert (code, report["passed"], report["changed"]) == (1, False, 1)
     assert f"differs  {path}" in said
     assert "63" in path.read_text()
+
+
+def test_a_model_that_is_gone_is_gone_from_the_friendly_one(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = repository / "other" / "1"
+    shutil.copytree(repository / "fashion-32" / "1", folder)
+    text = (folder / "manifest.json").read_text().replace('"fashion-32"', '"other"', 1)
+    (folder / "manifest.json").write_text(text)
+    run(capsys, repository)
+    copy = repository / "cat" / "1" / "other.json"
+    assert copy.read_text() == text
+    shutil.rmtree(folder.parent)
+    assert run(capsys, repository, "--check")[0] == 1
+    run(capsys, repository)
+    assert not copy.exists()
 
 
 def test_the_models_version_stays_and_the_service_reads_the_same_repository(
@@ -91,7 +111,7 @@ def test_another_engine_takes_its_own_model_py_away_and_no_other_file(
     run(capsys, repository)
     code, _, said = run(capsys, repository, "--engine", "onnxruntime_onnx", "--without-cat")
     assert code == 0
-    assert said.count("removed") == 3
+    assert said.count("removed") == 4
     assert not (repository / "cat").exists()
     assert config_of(repository, "fashion-32").backend == "onnxruntime"
     own = repository / "fashion-32" / "1" / "model.py"

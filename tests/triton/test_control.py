@@ -103,15 +103,13 @@ def load_error(client: grpc.InferenceServerClient, model: str) -> str:
 @pytest.fixture
 def broken(second_repository: Path) -> Iterator[Path]:
     """A copy of `stripes` in the second repository under another name, to be spoiled."""
-    folder, friendly = second_repository / "broken", second_repository / "cat" / "config.pbtxt"
-    before = friendly.read_text()
+    folder = second_repository / "broken"
     shutil.copytree(second_repository / "stripes", folder)
     manifest = folder / "1" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"stripes"', '"broken"', 1))
     assert triton.main([str(second_repository), "--model", "broken", "--warm-up", "0"]) == 0
     yield folder
     shutil.rmtree(folder)
-    friendly.write_text(before)
 
 
 def test_an_artefact_that_was_changed_is_refused_and_others_are_served(
