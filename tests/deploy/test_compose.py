@@ -108,7 +108,11 @@ def test_triton_is_started_as_on_kubernetes(
     (script,) = here["command"]
     assert flags(script.replace("$$", "$")) == flags(there["args"][0])
     assert len(flags(script)) >= 9
-    assert script.splitlines()[0].replace("$$", "$") == there["args"][0].splitlines()[0]
+    before = [text.replace("$$", "$").partition("exec ")[0] for text in (script, there["args"][0])]
+    assert before[0] == before[1]
+    variables = {each["name"]: each["value"] for each in there["env"]}
+    assert variables.pop("MODEL_REPOSITORY") == "/models"
+    assert here["environment"] == variables
     assert there["readinessProbe"]["httpGet"]["path"] in here["healthcheck"]["test"][-1]
 
 

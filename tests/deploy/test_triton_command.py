@@ -26,6 +26,8 @@ from tests.deploy.manifests import Objects
 from tests.triton_servers import copy_repository
 
 LOOPBACK = "127.0.0.1"
+SHARED_MEMORY = Path("/dev/shm")
+REGIONS = f"deployed-{os.getpid()}-"
 
 
 def container(objects: Objects) -> dict[str, Any]:
@@ -59,7 +61,9 @@ def deployed(
     environment["MODEL_REPOSITORY"] = str(
         copy_repository(project_root / "model_repository", folder / "models")
     )
+    environment["REGIONS"] = REGIONS
     spec = container(rendered("overlays/one-gpu"))
+    (SHARED_MEMORY / f"{REGIONS}left").touch()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [*spec["command"], *spec["args"]], env=environment, stdout=log, stderr=log
@@ -78,6 +82,8 @@ def deployed(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        for region in SHARED_MEMORY.glob(f"{REGIONS}*"):
+            region.unlink()
 
 
 def status(port: int, path: str, body: bytes | None = None) -> int:
@@ -121,6 +127,12 @@ def test_probes_ask_what_the_server_answers(
     asked = {kind: spec[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness", "liveness")}
     assert {each["port"] for each in asked.values()} == {"http"}
     assert [status(deployed.http, each["path"]) for each in asked.values()] == [200, 200, 200]
+
+
+def test_shared_memory_of_a_killed_triton_is_removed_and_only_that(deployed: Ports) -> None:
+    regions = [path.name for path in SHARED_MEMORY.glob(f"{REGIONS}*")]
+    assert f"{REGIONS}left" not in regions
+    assert regions, "this server's own"
 
 
 def test_front_ends_get_images_over_grpc(client: grpc.InferenceServerClient) -> None:
