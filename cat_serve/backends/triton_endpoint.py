@@ -3,7 +3,8 @@
 A server is `suspect` until it has proved itself, `ready` from then on, `suspect` again when a call failed, and `down`
 when it does not answer, serves something else, or does not make the golden images. One task for each server watches
 over that: it asks a ready one now and then whether it is alive, proves a suspect one at once, and a down one again and
-again, with growing pauses. Calls in flight at a server that goes down are given up at once.
+again, with growing pauses. A lost connection makes suspect too: who answers at the address next may be another server.
+Calls in flight at a server that goes down are given up at once.
 """
 
 from __future__ import annotations
@@ -17,19 +18,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
 
-from tritonclient.grpc import MAX_GRPC_MESSAGE_SIZE
-from tritonclient.grpc.aio import InferenceServerClient
-from tritonclient.utils import InferenceServerException
+import grpc
+from grpc.aio import AioRpcError
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from cat_serve.backends.base import TritonOptions
 from cat_serve.backends.triton_wire import (
     CallFailed,
     failure,
+    infer_request,
     read_output,
     require_fits,
-    tensors,
     unreachable,
-    wanted_outputs,
 )
 from cat_serve.contract import Batch, Output, Precision
 from cat_serve.deadlines import NEVER, Deadline
@@ -44,13 +44,17 @@ WATCH_S = 1.0
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.2, 5.0
 LEAST_DOUBT_S = 0.25
 CHANNEL = [
-    ("grpc.max_send_message_length", MAX_GRPC_MESSAGE_SIZE),
-    ("grpc.max_receive_message_length", MAX_GRPC_MESSAGE_SIZE),
+    (
+        "grpc.max_send_message_length",
+        -1,
+    ),  # 64 images of 512 px are 50 MB, and gRPC's own limit is 4
+    ("grpc.max_receive_message_length", -1),
     # when to try again is decided here; gRPC's own pauses grow to two minutes
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 100),
     ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),  # the state of a channel is that of its own connection
 ]
 
 
@@ -96,7 +100,8 @@ class Endpoint:
         self._recheck = True
         self._news = asyncio.Event()
         self._calls: set[asyncio.Task[Output]] = set()
-        self._client = InferenceServerClient(url, channel_args=CHANNEL)
+        self._channel = grpc.aio.insecure_channel(url, options=CHANNEL)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._supervisor = asyncio.create_task(self._supervise())
 
     @property
@@ -110,6 +115,9 @@ class Endpoint:
         Raises:
             CallFailed: it did not, and what that means.
         """
+        if not self._is_connected():
+            self._doubt("The connection was lost.")
+            raise CallFailed(BackendError("A Triton server went away."), broken_off=True)
         call = asyncio.create_task(self._infer(batch, deadline))
         call.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # looked at
         self._calls.add(call)
@@ -134,24 +142,20 @@ class Endpoint:
 
     async def close(self) -> None:
         """Stop watching, and close the connection."""
-        self._supervisor.cancel()
-        await asyncio.gather(self._supervisor, *self._calls, return_exceptions=True)
-        await self._client.close()
+        ended = [self._supervisor, *self._calls]
+        for task in ended:
+            task.cancel()
+        await asyncio.gather(*ended, return_exceptions=True)
+        await self._channel.close()
 
     async def _infer(self, batch: Batch, deadline: Deadline) -> Output:
-        left_s = max(deadline.left_s, 0.001)
-        limits = {"timeout": int(1e6 * left_s), "client_timeout": left_s} if deadline.exists else {}
+        request = infer_request(batch, self._artefact, deadline)
+        limit_s = max(0.0, deadline.left_s) if deadline.exists else None
         try:
-            result = await self._client.infer(
-                self._artefact.manifest.model,
-                tensors(batch, self._artefact),
-                model_version=self._artefact.folder.name,
-                outputs=wanted_outputs(),
-                **limits,
-            )
+            response = await self._stub.ModelInfer(request, timeout=limit_s)
             self._heard_s = time.perf_counter()
-            return read_output(result, batch, self._artefact)
-        except InferenceServerException as error:
+            return read_output(response, batch, self._artefact)
+        except AioRpcError as error:
             raise failure(error, deadline) from error
         except BackendError as error:
             raise CallFailed(error) from error
@@ -186,11 +190,18 @@ class Endpoint:
 
     async def _is_alive(self, limit_s: float) -> bool:
         try:
-            alive = bool(await self._client.is_server_live(client_timeout=limit_s))
-        except InferenceServerException:
+            answer = await self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=limit_s)
+        except AioRpcError:
             return False
         self._heard_s = time.perf_counter()
-        return alive
+        return bool(answer.live)
+
+    def _is_connected(self) -> bool:
+        """Say whether the connection is still the one over which the server proved itself.
+
+        gRPC does not connect again before the next call, so a lost connection cannot be missed here.
+        """
+        return self._channel.get_state() is grpc.ChannelConnectivity.READY
 
     def _doubt(self, reason: str) -> None:
         """Use it no more until it has proved itself."""
@@ -226,6 +237,8 @@ class Endpoint:
         Raises:
             CatServeError: it is not, or cannot.
         """
+        if not self._is_connected():
+            self._doubt("The connection was lost.")
         if not await self._is_alive(self._stall_s):
             raise BackendUnavailable("It does not say that it is alive.")
         if not self._recheck:
@@ -265,18 +278,18 @@ class Endpoint:
             ArtefactError: it serves something else.
             BackendError: its answers break the contract, or are not the golden images.
         """
-        manifest = self._artefact.manifest
+        asked = service_pb2.ModelConfigRequest(
+            name=self._artefact.manifest.model, version=self._artefact.folder.name
+        )
         expected, batch = await asyncio.to_thread(golden_pair, self._artefact)
         try:
             async with asyncio.timeout(self._attempt_s):
-                response = await self._client.get_model_config(
-                    manifest.model, self._artefact.folder.name, client_timeout=self._stall_s
-                )
+                response = await self._stub.ModelConfig(asked, timeout=self._stall_s)
                 determinism = require_fits(
                     response.config, self._artefact, self._precision, self._max_batch
                 )
                 output = await self._run_all(batch)
-        except InferenceServerException as error:
+        except AioRpcError as error:
             raise unreachable(error) from error
         except CallFailed as failed:
             raise failed.error from failed

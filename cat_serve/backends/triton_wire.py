@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from tritonclient.grpc import InferInput, InferRequestedOutput, model_config_pb2
+from grpc import StatusCode
+from grpc.aio import AioRpcError
+from tritonclient.grpc import InferResult, model_config_pb2, service_pb2
 from tritonclient.utils import np_to_triton_dtype
 
 from cat_serve.backends.base import checked
@@ -34,17 +36,13 @@ from cat_serve.errors import (
 from cat_serve.manifest import GRAPH_NAMES, Artefact, Determinism
 from cat_serve.triton_models.tensors import PRECISION, VERSION, version_key
 
-if TYPE_CHECKING:
-    from tritonclient.grpc import InferResult
-    from tritonclient.utils import InferenceServerException
-
 RETRY_AFTER_S = 1
 LATE_S = 0.1  # a queue's clock and ours may differ by so much
 
 # Triton says all of this with one status, UNAVAILABLE, which is also that of a server that is gone.
 QUEUE_FULL = "Exceeds maximum queue size"
 QUEUE_TIMEOUT = "Request timeout expired"
-UNREACHABLE = ("UNAVAILABLE", "CANCELLED")
+GONE = (StatusCode.UNAVAILABLE, StatusCode.CANCELLED)
 
 
 @dataclass
@@ -64,26 +62,34 @@ class CallFailed(Exception):
     broken_off: bool = False
 
 
-def tensors(batch: Batch, artefact: Artefact) -> list[InferInput]:
-    """Return the inputs of a call; scalars of a row have the shape [B, 1], as in every Triton configuration."""
-    feeds, given = batch.feeds(), []
+def infer_request(batch: Batch, artefact: Artefact, deadline: Deadline) -> Any:
+    """Return the `ModelInferRequest` for a batch, which also says how long it may wait in the server's queue.
+
+    Scalars of a row have the shape [B, 1], as in every Triton configuration.
+    """
+    request = service_pb2.ModelInferRequest(
+        model_name=artefact.manifest.model, model_version=artefact.folder.name
+    )
+    feeds = batch.feeds()
     for spec in inputs(artefact.manifest.z_shape):
-        values = feeds[spec.name].astype(spec.dtype, copy=False).reshape(len(batch), *_dims(spec))
-        tensor = InferInput(spec.name, values.shape, np_to_triton_dtype(values.dtype))
-        given.append(tensor.set_data_from_numpy(np.ascontiguousarray(values)))
-    return given
+        values = feeds[spec.name].astype(spec.dtype, order="C", copy=False)
+        shape = (len(batch), *_dims(spec))
+        request.inputs.add(name=spec.name, datatype=_datatype(spec), shape=shape)
+        request.raw_input_contents.append(values.tobytes())
+    for name in OUTPUT_NAMES:
+        request.outputs.add(name=name)
+    if deadline.exists:
+        request.parameters["timeout"].int64_param = max(1, int(1e6 * deadline.left_s))
+    return request
 
 
-def wanted_outputs() -> list[InferRequestedOutput]:
-    return [InferRequestedOutput(name) for name in OUTPUT_NAMES]
-
-
-def read_output(result: InferResult, batch: Batch, artefact: Artefact) -> Output:
-    """Return what a server answered to `batch`.
+def read_output(response: Any, batch: Batch, artefact: Artefact) -> Output:
+    """Return what a server answered to `batch` with a `ModelInferResponse`.
 
     Raises:
         BackendError: an output is missing, or has another shape or dtype than the contract says.
     """
+    result = InferResult(response)
     try:
         images, ok = result.as_numpy(IMAGES), result.as_numpy(OK)
     except ValueError as error:  # the bytes do not fill the shape
@@ -127,37 +133,33 @@ def require_fits(
     return (record.determinism if measured and record else None) or "latent"
 
 
-def failure(error: InferenceServerException, deadline: Deadline) -> CallFailed:
+def failure(error: AioRpcError, deadline: Deadline) -> CallFailed:
     """Say what a failed call means."""
-    status, said = str(error.status()).rpartition(".")[2], str(error.message())
-    if status == "INVALID_ARGUMENT":
-        return CallFailed(
-            BackendError("A Triton server refused the inputs."), elsewhere=False, doubtful=False
-        )
-    if status == "UNAVAILABLE" and QUEUE_FULL in said:
+    code, said = error.code(), error.details() or ""
+    if code is StatusCode.INVALID_ARGUMENT:
+        refused = BackendError("A Triton server refused the inputs.")
+        return CallFailed(refused, elsewhere=False, doubtful=False)
+    if code is StatusCode.UNAVAILABLE and QUEUE_FULL in said:
         full = Overloaded(
             "The queue of the Triton server is full.",
             hint=f"try again in {RETRY_AFTER_S} s",
             retry_after_s=RETRY_AFTER_S,
         )
         return CallFailed(full, doubtful=False)
-    if status == "UNAVAILABLE" and QUEUE_TIMEOUT in said:
+    if code is StatusCode.UNAVAILABLE and QUEUE_TIMEOUT in said:
         if deadline.left_s < LATE_S:
             return CallFailed(deadline.exceeded("queue"), elsewhere=False, doubtful=False)
-        return CallFailed(
-            BackendTimeout("A Triton server had no time for the request."), doubtful=False
-        )
-    if status == "DEADLINE_EXCEEDED" and deadline.left_s < LATE_S:
+        waited = BackendTimeout("The request waited too long in the queue of the Triton server.")
+        return CallFailed(waited, doubtful=False)
+    if code is StatusCode.DEADLINE_EXCEEDED and deadline.left_s < LATE_S:
         return CallFailed(deadline.exceeded("generate"), elsewhere=False, doubtful=False)
-    return CallFailed(
-        BackendError(f"A Triton server failed with {status}."), broken_off=status in UNREACHABLE
-    )
+    failed = BackendError(f"A Triton server failed with {code.name}.")
+    return CallFailed(failed, broken_off=code in GONE)
 
 
-def unreachable(error: InferenceServerException) -> BackendUnavailable:
+def unreachable(error: AioRpcError) -> BackendUnavailable:
     """Return the error of a server that does not answer questions about itself."""
-    status = str(error.status()).rpartition(".")[2]
-    return BackendUnavailable(f"It answers {status}: {error.message()}")
+    return BackendUnavailable(f"It answers {error.code().name}: {error.details()}")
 
 
 def _require_parameters(config: Any, artefact: Artefact, precision: Precision) -> None:
@@ -177,10 +179,7 @@ def _require_parameters(config: Any, artefact: Artefact, precision: Precision) -
 def _require_tensors(model: str, got: Any, specs: tuple[TensorSpec, ...]) -> None:
     types = model_config_pb2.DataType
     served = {tensor.name: (types.Name(tensor.data_type), tuple(tensor.dims)) for tensor in got}
-    wanted = {
-        spec.name: (f"TYPE_{np_to_triton_dtype(np.dtype(spec.dtype))}", _dims(spec))
-        for spec in specs
-    }
+    wanted = {spec.name: (f"TYPE_{_datatype(spec)}", _dims(spec)) for spec in specs}
     if served != wanted:
         raise ArtefactError(
             f"Its tensors of {model} are {served}, the contract says {wanted}.",
@@ -191,6 +190,10 @@ def _require_tensors(model: str, got: Any, specs: tuple[TensorSpec, ...]) -> Non
 def _dims(spec: TensorSpec) -> tuple[int, ...]:
     """Return a tensor's shape in a configuration: without the batch, and never empty."""
     return tuple(size for size in spec.shape if size != BATCH and isinstance(size, int)) or (1,)
+
+
+def _datatype(spec: TensorSpec) -> str:
+    return str(np_to_triton_dtype(np.dtype(spec.dtype)))
 
 
 def _version(config: Any, artefact: Artefact) -> str | None:
