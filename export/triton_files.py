@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -14,8 +13,9 @@ from cat_serve.manifest import FORMAT, MANIFEST_NAME, Artefact, load_artefact
 from cat_serve.repository import choose_default, newest_versions
 from cat_serve.triton_models.catalogue import manifest_copy
 from cat_serve.triton_models.tensors import FRIENDLY_MODEL
-from export.triton_config import PLAN_FILE, PYTHON_FILE, engine_config, friendly_config, to_text
+from export.triton_config import PYTHON_FILE, engine_config, friendly_config, to_text
 from export.triton_options import EngineOptions, FriendlyOptions, Versions
+from export.triton_plans import require_plans
 
 MODEL_PY = '''"""What Triton's python backend runs here; written by `python -m export.triton`."""
 
@@ -138,27 +138,6 @@ def served_artefacts(folder: Path, versions: Versions, load: Load) -> dict[int, 
             hint="one configuration holds for all versions: serve one, or give the model another name",
         )
     return artefacts
-
-
-def require_plans(artefact: Artefact, options: EngineOptions) -> None:
-    """Refuse plans that are not there, or that say they were built from another graph.
-
-    Raises:
-        ArtefactError: names the plan, and how to build it.
-    """
-    graph, record = artefact.graph(options.precision)
-    for name in options.plans.values() or [PLAN_FILE]:
-        plan = artefact.folder / name
-        build = f"python -m export.trt {graph} --out {plan}"
-        if not plan.is_file():
-            raise ArtefactError(f"There is no plan {plan}.", hint=f"on a GPU of its type: {build}")
-        facts = plan.with_name(plan.name + ".json")
-        built_from = json.loads(facts.read_text()).get("graph", {}) if facts.is_file() else {}
-        if built_from and built_from.get(graph.name) != record.sha256:
-            raise ArtefactError(
-                f"The plan {plan} was not built from this {graph.name}.",
-                hint=f"build it again: {build}",
-            )
 
 
 def differences(files: Files) -> list[Path]:

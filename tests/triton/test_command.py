@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 
+from cat_serve.files import sha256_of
 from cat_serve.manifest import load_artefact
 from cat_serve.repository import load_models
+from export.engine_record import FORMAT, GraphFacts, engine_key, key_sha256, write_record
 from export.triton import main
 from export.triton_config import from_text
+from export.trt_device import Gpu
+from export.trt_options import BuildOptions, Profile
 
 
 @pytest.fixture
@@ -182,16 +186,78 @@ def test_versions_of_different_shapes_are_refused(
 # --- TensorRT --------------------------------------------------------------------------------
 
 
+def add_plan(repository: Path, name: str, capability: str = "8.9", **changes: Any) -> None:
+    """Write what stands for a plan, with the record that `export.trt` would write beside it."""
+    plan = repository / "fashion-32" / "1" / name
+    plan.write_bytes(b"plan")
+    graph = plan.with_name("model.onnx")
+    options = BuildOptions(profile=Profile(1, 8, 64), **changes)
+    facts = GraphFacts(sha256_of(graph), {}, "fp32")
+    key = engine_key(facts, options, "10.16.1.11", Gpu("L4", capability, 0, "13.0"), "linux-x86_64")
+    engine = {"sha256": sha256_of(plan), "size_bytes": 4}
+    record = {"format": FORMAT, "key": key, "key_sha256": key_sha256(key), "engine": engine}
+    write_record(plan, record)
+
+
 def test_plans_are_written_by_compute_capability(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("l4.plan", "h100.plan"):
-        (repository / "fashion-32" / "1" / name).write_bytes(b"plan")
+    add_plan(repository, "l4.plan")
+    add_plan(repository, "h100.plan", "9.0")
     plans = ["--plan", "8.9=l4.plan", "9.0=h100.plan"]
     code, _, said = run(capsys, repository, "--engine", "tensorrt_plan", *plans)
     assert code == 0, said
     config = config_of(repository, "fashion-32")
     assert dict(config.cc_model_filenames) == {"8.9": "l4.plan", "9.0": "h100.plan"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"builder": "tensorrt-rtx"}, "of tensorrt-rtx, which Triton does not run"),
+        ({"strip_weights": True}, "has no weights"),
+        ({"capability": "8.0"}, "was built for compute capability 8.0, not 8.9"),
+    ],
+)
+def test_a_plan_that_triton_could_not_serve_is_refused(
+    repository: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: str
+) -> None:
+    add_plan(repository, "l4.plan", **changes)
+    code, _, shown = run(capsys, repository, "--engine", "tensorrt_plan", "--plan", "8.9=l4.plan")
+    assert code == 1
+    assert said in shown
+    assert "on a GPU of compute capability 8.9: python -m export.trt" in shown
+
+
+def test_a_plan_for_several_gpus_is_taken_for_another(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_plan(repository, "model.plan", "8.0", hardware_compatibility="ampere+")
+    assert run(capsys, repository, "--engine", "tensorrt_plan", "--plan", "8.9=model.plan")[0] == 0
+
+
+def test_a_plan_of_another_graph_or_for_smaller_batches_is_refused(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_plan(repository, "model.plan")
+    code, _, said = run(capsys, repository, "--engine", "tensorrt_plan", "--precision", "fp16")
+    assert (code, "not built from this model.fp16.onnx" in said) == (1, True)
+    record = repository / "fashion-32" / "1" / "model.plan.json"
+    values = json.loads(record.read_text())
+    values["key"]["options"]["profile"]["max_batch"] = 32
+    values["key_sha256"] = key_sha256(values["key"])
+    record.write_text(json.dumps(values))
+    code, _, said = run(capsys, repository, "--engine", "tensorrt_plan")
+    assert (code, "takes 32 rows at most, not 64" in said) == (1, True)
+    assert run(capsys, repository, "--engine", "tensorrt_plan", "--max-batch", "32")[0] == 0
+
+
+def test_a_plan_without_its_record_is_refused(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (repository / "fashion-32" / "1" / "model.plan").write_bytes(b"plan")
+    code, _, said = run(capsys, repository, "--engine", "tensorrt_plan")
+    assert (code, "has no record model.plan.json" in said) == (1, True)
 
 
 def test_a_plan_that_is_not_there_is_refused_with_how_to_build_it(
