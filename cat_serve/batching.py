@@ -147,7 +147,7 @@ class Batcher:
             raise BackendUnavailable("The server is shutting down.", retry_after_s=1)
         limit = self._limits.max_queued_images
         if self.waiting + count <= limit:
-            if self._pace.too_slow_for(deadline.left_s):
+            if deadline.left_s <= 0 or self._pace.too_slow_for(deadline.left_s):
                 raise deadline.exceeded("queue")
             return
         retry_after_s = self._pace.whole_seconds_for(self.waiting)

@@ -6,12 +6,16 @@ What it answers is compared, byte for byte, with what the embedded engine answer
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -384,3 +388,72 @@ async def test_requests_that_nobody_waits_for_are_dropped_from_the_servers_queue
         assert (await first).status_code == 200
         assert (await over_triton.ask("class=1&seed=2")).status_code == 200
         assert pair[0].made() - before == 2
+
+
+@contextmanager
+def command_line(
+    *flags: str, **environment: str
+) -> Iterator[tuple[httpx.Client, subprocess.Popen]]:
+    """Run `cat-serve serve` as anybody does, until it is ready; kill it at the end if it still runs."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("CAT_SERVE_")}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cat_serve", "serve", "--port", port, *flags],
+        env=inherited | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_S) as client:
+            deadline = time.monotonic() + WAIT_S
+            while not _says_ready(client):
+                assert process.poll() is None, process.communicate()[1]
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            yield client, process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def _says_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_command_line_serves_over_two_servers_and_drops_what_a_client_left_behind(
+    pair: tuple[Served, Served],
+) -> None:
+    a, b = (served.server.grpc_url for served in pair)
+    with command_line("--backend", "triton", "--triton-url", a, "--triton-url", b) as running:
+        client, process = running
+        expected = client.post("/generate?class=7&seed=1").content
+        pair[0].send(signal.SIGKILL)
+        assert client.post("/generate?class=7&seed=1").content == expected
+        before = pair[1].made()
+        pair[1].delay(1.0)
+        with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as busy:
+            busy.sendall(b"POST /generate?class=1 HTTP/1.1\r\nHost: test\r\n\r\n")
+            time.sleep(0.4)
+            for n in (1, 2):  # these wait in the server's queue when they are left
+                with socket.create_connection(busy.getpeername()) as gone:
+                    gone.sendall(b"POST /generate?class=2&n=%d HTTP/1.1\r\nHost: test\r\n\r\n" % n)
+                    time.sleep(0.1)
+            assert busy.recv(100).startswith(b"HTTP/1.1 200")
+        pair[1].delay(0)
+        assert pair[1].made() - before == 1
+        process.send_signal(signal.SIGTERM)
+        out, log = process.communicate(timeout=WAIT_S)
+    assert (process.returncode, out) == (0, "")
+    assert f"Triton {a} is not used" in log
+    assert "the client is gone" in log
+    assert "Traceback" not in log
+
+
+def test_environment_names_the_servers_too(pair: tuple[Served, Served]) -> None:
+    urls = json.dumps([served.server.grpc_url for served in pair])
+    with command_line(CAT_SERVE_BACKEND="triton", CAT_SERVE_TRITON_URL=urls) as (client, _):
+        card = client.get("/models").json()["models"][0]
+    assert (card["backend"], card["determinism"]) == ("triton", "bytes")
