@@ -15,11 +15,13 @@ from cat_serve.contract import BATCH, TensorSpec, Z, inputs, outputs
 from cat_serve.errors import InvalidInput
 from cat_serve.manifest import GRAPH_NAMES, Artefact
 from cat_serve.triton_models.tensors import (
+    CHECKPOINT,
     DEFAULT_MODEL,
     FRIENDLY_INPUTS,
     FRIENDLY_MODEL,
     FRIENDLY_OUTPUTS,
     MODELS,
+    NUM_CLASSES,
     PACKAGE_VERSION,
     PRECISION,
     THREADS,
@@ -132,7 +134,10 @@ def from_text(text: str) -> Any:
 def engine_parameters(artefacts: Mapping[int, Artefact], options: EngineOptions) -> dict[str, str]:
     """Return what tells a client which artefact is served, and the python engine what it must find."""
     newest = max(artefacts)
+    manifest = artefacts[newest].manifest
     return {
+        CHECKPOINT: manifest.source.get("checkpoint_sha256", ""),
+        NUM_CLASSES: str(manifest.num_classes),
         VERSION: artefacts[newest].version,
         **{version_key(number): artefact.version for number, artefact in artefacts.items()},
         PRECISION: options.precision,

@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name
 from cat_serve import cli
 from cat_serve.settings import Settings
 from cat_serve.web.routes import router
+from export import triton_server
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -130,7 +131,7 @@ def closure(lines: set[str]) -> set[str]:
 
 def test_the_last_stage_is_the_service() -> None:
     assert list(STAGES)[-1] == "serve"
-    assert {"serve", "train"} <= set(STAGES)
+    assert {"serve", "train", "triton"} <= set(STAGES)
 
 
 def test_every_copied_file_exists_and_reaches_the_builder() -> None:
@@ -160,6 +161,7 @@ def test_copies_between_stages_name_earlier_stages() -> None:
 
 def test_installs_name_extras_that_exist_and_are_constrained() -> None:
     assert extras_installed("serve") == {"cpu"}
+    assert extras_installed("triton") == {"cpu"}
     assert {"train", "export"} <= extras_installed("train") <= set(EXTRAS)
     for stage in STAGES.values():
         for each in stage.instructions:
@@ -168,7 +170,7 @@ def test_installs_name_extras_that_exist_and_are_constrained() -> None:
 
 
 def test_no_image_gets_both_builds_of_onnxruntime() -> None:
-    for name in ("serve", "train"):
+    for name in ("serve", "train", "triton"):
         assert not {"cpu", "gpu"} <= extras_installed(name)
 
 
@@ -179,7 +181,7 @@ def test_service_leads_to_no_heavy_package() -> None:
     assert closure(requirements_of({"train"})) >= {"torch", "diffusers"}
 
 
-@pytest.mark.parametrize("name", ["serve", "train"])
+@pytest.mark.parametrize("name", ["serve", "train", "triton"])
 def test_images_do_not_run_as_root(name: str) -> None:
     user = last(name, "USER")
     assert user.isdigit()
@@ -188,15 +190,28 @@ def test_images_do_not_run_as_root(name: str) -> None:
     assert any(f"--uid {user} " in line for line in created)
 
 
+def python_of(image: str) -> str:
+    """Return the version of Python in an image; the releases of Triton stand in the table of docs/triton.md."""
+    if python := re.fullmatch(r"python:(3\.\d+)-slim-[a-z]+", image):
+        return python[1]
+    triton = re.fullmatch(r"nvcr\.io/nvidia/tritonserver:(\d\d\.\d\d)-py3", image)
+    assert triton is not None, f"{image} does not say its version of Python"
+    table = (ROOT / "docs" / "triton.md").read_text(encoding="utf-8")
+    row = re.search(rf"^\| {re.escape(triton[1])} .*$", table, re.MULTILINE)
+    assert row is not None, f"docs/triton.md has no row for Triton {triton[1]}"
+    python = re.search(r"\b3\.\d\d\b", row[0])
+    assert python is not None
+    return python[0]
+
+
 @pytest.mark.parametrize("name", list(STAGES))
 def test_base_image_is_a_python_that_this_package_takes(name: str) -> None:
     base = name
     while base in STAGES:
         base = STAGES[base].base
-    image = re.fullmatch(r"python:(3\.\d+)-slim-[a-z]+", base)
-    assert image is not None, f"{base} does not say its version of Python"
-    assert SpecifierSet(PROJECT["requires-python"]).contains(image[1])
-    assert f"Programming Language :: Python :: {image[1]}" in PROJECT["classifiers"]
+    python = python_of(base)
+    assert SpecifierSet(PROJECT["requires-python"]).contains(python)
+    assert f"Programming Language :: Python :: {python}" in PROJECT["classifiers"]
 
 
 def test_service_runs_a_command_of_the_command_line() -> None:
@@ -210,6 +225,25 @@ def test_training_image_shows_a_command_that_exists() -> None:
     python, flag, module, *arguments = json.loads(last("train", "CMD"))
     assert (python, flag, arguments) == ("python", "-m", ["--help"])
     assert find_spec(module) is not None
+
+
+def test_triton_image_starts_the_server_on_the_models_it_holds() -> None:
+    python, flag, module, *arguments = json.loads(last("triton", "CMD"))
+    assert (python, flag, module) == ("python3", "-m", triton_server.__name__)
+    parsed = triton_server.build_parser().parse_args(arguments)
+    assert parsed.host == "0.0.0.0"  # in a container, loopback would be out of reach
+    copied = [each.rest.split() for each in STAGES["triton"].instructions if each.word == "COPY"]
+    assert ["model_repository", str(parsed.repository)] in copied
+    ports = [parsed.http_port, parsed.grpc_port, parsed.metrics_port]
+    exposed = [each.rest for each in STAGES["triton"].instructions if each.word == "EXPOSE"]
+    assert exposed == [str(port) for port in ports]
+    assert f"127.0.0.1:{parsed.http_port}/v2/health/ready" in last("triton", "HEALTHCHECK")
+
+
+def test_triton_image_has_the_numpy_that_its_python_backend_keeps_whole() -> None:
+    (install,) = (e.rest for e in STAGES["triton"].instructions if "pip install" in e.rest)
+    assert "'numpy<2'" in install
+    assert "sed -i '/^numpy==/d' constraints.txt" in install
 
 
 def test_environment_of_the_service_is_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import importlib
 import io
 import json
 import re
+import runpy
 import shlex
 import tomllib
 from collections.abc import Iterator
@@ -134,11 +135,22 @@ def check_make(arguments: list[str]) -> None:
 
 
 def check_python(arguments: list[str]) -> None:
+    if re.fullmatch(r"examples/\w+\.py", arguments[0]):
+        parse(parser_of_example(arguments[0]), arguments[1:])
+        return
     if arguments[:1] != ["-m"]:
         raise NotACommand("modules are run with python -m")
     parser = parser_of(arguments[1])
     if parser is not None:
         parse(parser, arguments[2:])
+
+
+def parser_of_example(path: str) -> argparse.ArgumentParser:
+    """Return the parser of a script that users copy."""
+    if not (ROOT / path).is_file():
+        raise NotACommand(f"there is no {path}")
+    parser: argparse.ArgumentParser = runpy.run_path(str(ROOT / path))["build_parser"]()
+    return parser
 
 
 def parser_of(name: str) -> argparse.ArgumentParser | None:
@@ -200,7 +212,7 @@ def check_docker(arguments: list[str]) -> None:
         if image is None:
             raise NotACommand(f"docker run names none of {images}")
         for flag, value in pairwise(rest[:image]):
-            if flag == "-p" and f"EXPOSE {value.rpartition(':')[2]}\n" not in DOCKERFILE:
+            if flag == "-p" and value.rpartition(":")[2] not in ports_of(rest[image]):
                 raise NotACommand(f"the Dockerfile does not expose the port of {value}")
             if flag == "-e":
                 check_variable(value.partition("=")[0])
@@ -208,6 +220,14 @@ def check_docker(arguments: list[str]) -> None:
             check(rest[image + 1 :])
     else:
         raise NotACommand(f"docker {word} is unknown here")
+
+
+def ports_of(image: str) -> list[str]:
+    """Return the ports that an image's stage exposes; one that is built without a target is the last stage."""
+    target = re.search(rf"^#.*docker build --target (\S+) -t {image} ", DOCKERFILE, re.MULTILINE)
+    stages = re.split(r"^FROM \S+ AS ", DOCKERFILE, flags=re.MULTILINE)[1:]
+    own = next((s for s in stages if target and s.startswith(f"{target[1]}\n")), stages[-1])
+    return re.findall(r"^EXPOSE (\d+)$", own, re.MULTILINE)
 
 
 @cache
@@ -331,7 +351,7 @@ def test_settings_and_extras_that_are_named_exist(path: Path) -> None:
 
 @each_document
 def test_files_of_this_project_that_are_named_exist(path: Path) -> None:
-    folders = "cat_serve|training|export|tests|docs|model_repository|checkpoints|benchmarks|deploy"
+    folders = "cat_serve|training|export|tests|docs|model_repository|checkpoints|benchmarks|deploy|examples"
     pattern = rf"(?:(?:{folders}|\.ci|\.github)/[\w./-]*|[A-Z]\w+\.md)"
     named = [
         code for code in inline_code(path.read_text(encoding="utf-8"))
@@ -365,6 +385,8 @@ def test_every_command_is_documented() -> None:
         "python -m training.train_vae --out here --total-nimg many",
         "python -m training.losses",
         "python training/train.py",
+        "python examples/client.py --class bag",
+        "python examples/grpc_client.py --klass bag",
         "cat-serve srve",
         "cat-serve serve --prot 1",
         "cat-serve serve --port 99999",

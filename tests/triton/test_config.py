@@ -173,11 +173,15 @@ def test_parameters_name_the_artefact_of_every_version(shipped: Artefact) -> Non
     older = replace(shipped, version="0123456789ab")
     config = engine_config({1: older, 2: shipped}, EngineOptions(precision="fp16", threads=3))
     assert {name: each.string_value for name, each in config.parameters.items()} == {
+        "checkpoint_sha256": shipped.manifest.source["checkpoint_sha256"],
+        "num_classes": "10",
         "version": shipped.version,
         "version_1": "0123456789ab",
         "version_2": shipped.version,
         "precision": "fp16",
         "package_version": __version__,
+        "checkpoint_sha256": shipped.manifest.source["checkpoint_sha256"],
+        "num_classes": "10",
         "threads": "3",
     }
 
