@@ -43,9 +43,8 @@ class TritonEngine:
     @property
     def determinism(self) -> Determinism:
         """`bytes` if every server that was proved promises it, and all made the same golden images."""
-        proved = [endpoint for endpoint in self.endpoints if endpoint.golden is not None]
-        promised = {(endpoint.determinism, endpoint.golden) for endpoint in proved}
-        return "bytes" if [kind for kind, _ in promised] == ["bytes"] else "latent"
+        proofs = {endpoint.proof for endpoint in self.endpoints if endpoint.proof is not None}
+        return "bytes" if [proof.determinism for proof in proofs] == ["bytes"] else "latent"
 
     def why_unavailable(self) -> str | None:
         """See `Engine.why_unavailable`; a server that is being proved counts, because calls wait for it."""

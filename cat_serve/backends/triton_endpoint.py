@@ -10,52 +10,25 @@ Calls in flight at a server that goes down are given up at once.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
 
-import grpc
-from grpc.aio import AioRpcError
-from tritonclient.grpc import service_pb2, service_pb2_grpc
-
 from cat_serve.backends.base import TritonOptions
-from cat_serve.backends.triton_wire import (
-    CallFailed,
-    failure,
-    infer_request,
-    read_output,
-    require_fits,
-    unreachable,
-)
+from cat_serve.backends.triton_connection import Connection, Proof
+from cat_serve.backends.triton_wire import CallFailed
 from cat_serve.contract import Batch, Output, Precision
-from cat_serve.deadlines import NEVER, Deadline
+from cat_serve.deadlines import Deadline
 from cat_serve.errors import BackendError, BackendTimeout, BackendUnavailable, CatServeError
-from cat_serve.golden import golden_pair, require_golden
-from cat_serve.manifest import Artefact, Determinism
-from cat_serve.passes import concatenated, sliced
+from cat_serve.manifest import Artefact
 
 logger = logging.getLogger(__name__)
 
 WATCH_S = 1.0
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.2, 5.0
 LEAST_DOUBT_S = 0.25
-CHANNEL = [
-    (
-        "grpc.max_send_message_length",
-        -1,
-    ),  # 64 images of 512 px are 50 MB, and gRPC's own limit is 4
-    ("grpc.max_receive_message_length", -1),
-    # when to try again is decided here; gRPC's own pauses grow to two minutes
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 100),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.use_local_subchannel_pool", 1),  # the state of a channel is that of its own connection
-]
 
 
 class State(StrEnum):
@@ -65,7 +38,7 @@ class State(StrEnum):
 
 
 class Endpoint:
-    """A connection to one server, for one model; made inside a running event loop.
+    """One server, for one model; made inside a running event loop.
 
     Args:
         changed: called after every change of `state`.
@@ -73,7 +46,7 @@ class Endpoint:
     Attributes:
         in_flight: images that it was asked for and has not answered.
         settled: set once its first proof succeeded or failed.
-        golden: hash of the golden images as it made them last; None if it never did.
+        proof: what it has shown last; None if it never did.
     """
 
     def __init__(
@@ -87,21 +60,17 @@ class Endpoint:
         self.url = url
         self.state = State.SUSPECT
         self.in_flight = 0
-        self.determinism: Determinism = "latent"
-        self.golden: str | None = None
+        self.proof: Proof | None = None
         self.settled = asyncio.Event()
-        self._artefact = artefact
-        self._precision = precision
-        self._max_batch = min(options.max_batch, artefact.manifest.max_batch)
+        self._serves = f"{artefact.manifest.model}@{artefact.version} in {precision}"
         self._attempt_s, self._stall_s = options.attempt_ms / 1e3, options.stall_ms / 1e3
         self._changed = changed
-        self._reason = ""
-        self._heard_s = -math.inf
+        self._reason: tuple[str, str] | None = None
         self._recheck = True
         self._news = asyncio.Event()
         self._calls: set[asyncio.Task[Output]] = set()
-        self._channel = grpc.aio.insecure_channel(url, options=CHANNEL)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        max_batch = min(options.max_batch, artefact.manifest.max_batch)
+        self._connection = Connection(url, artefact, precision, max_batch)
         self._supervisor = asyncio.create_task(self._supervise())
 
     @property
@@ -115,10 +84,10 @@ class Endpoint:
         Raises:
             CallFailed: it did not, and what that means.
         """
-        if not self._is_connected():
+        if not self._connection.is_open():
             self._doubt("The connection was lost.")
             raise CallFailed(BackendError("A Triton server went away."), broken_off=True)
-        call = asyncio.create_task(self._infer(batch, deadline))
+        call = asyncio.create_task(self._connection.infer(batch, deadline))
         call.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # looked at
         self._calls.add(call)
         self.in_flight += len(batch)
@@ -137,7 +106,6 @@ class Endpoint:
             self.in_flight -= len(batch)
         if not output.ok.all():  # inputs were checked before: look whether the engine is damaged
             self._recheck = True
-            self._news.set()
         return output
 
     async def close(self) -> None:
@@ -146,19 +114,7 @@ class Endpoint:
         for task in ended:
             task.cancel()
         await asyncio.gather(*ended, return_exceptions=True)
-        await self._channel.close()
-
-    async def _infer(self, batch: Batch, deadline: Deadline) -> Output:
-        request = infer_request(batch, self._artefact, deadline)
-        limit_s = max(0.0, deadline.left_s) if deadline.exists else None
-        try:
-            response = await self._stub.ModelInfer(request, timeout=limit_s)
-            self._heard_s = time.perf_counter()
-            return read_output(response, batch, self._artefact)
-        except AioRpcError as error:
-            raise failure(error, deadline) from error
-        except BackendError as error:
-            raise CallFailed(error) from error
+        await self._connection.close()
 
     async def _watch(self, call: asyncio.Task[Output], deadline: Deadline) -> None:
         """Wait for a call, and ask in between whether the server is alive: a busy one says so, a stalled one does not.
@@ -173,7 +129,7 @@ class Endpoint:
         while True:
             left_s = end_s - time.perf_counter()
             await asyncio.wait({call}, timeout=max(0, min(doubt_s, left_s)))
-            silent = time.perf_counter() - self._heard_s > doubt_s
+            silent = time.perf_counter() - self._connection.heard_s > doubt_s
             alive = call.done() or not silent or await self._is_alive(doubt_s)
             if call.done():
                 return
@@ -190,18 +146,10 @@ class Endpoint:
 
     async def _is_alive(self, limit_s: float) -> bool:
         try:
-            answer = await self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=limit_s)
-        except AioRpcError:
+            await self._connection.require_alive(limit_s)
+        except BackendUnavailable:
             return False
-        self._heard_s = time.perf_counter()
-        return bool(answer.live)
-
-    def _is_connected(self) -> bool:
-        """Say whether the connection is still the one over which the server proved itself.
-
-        gRPC does not connect again before the next call, so a lost connection cannot be missed here.
-        """
-        return self._channel.get_state() is grpc.ChannelConnectivity.READY
+        return True
 
     def _doubt(self, reason: str) -> None:
         """Use it no more until it has proved itself."""
@@ -237,72 +185,38 @@ class Endpoint:
         Raises:
             CatServeError: it is not, or cannot.
         """
-        if not self._is_connected():
+        if not self._connection.is_open():
             self._doubt("The connection was lost.")
-        if not await self._is_alive(self._stall_s):
-            raise BackendUnavailable("It does not say that it is alive.")
+        await self._connection.require_alive(self._stall_s)
         if not self._recheck:
             return
         self._recheck = False  # what fails meanwhile sets it again
-        await self._prove()
+        try:
+            async with asyncio.timeout(self._attempt_s):
+                self.proof = await self._connection.prove()
+        except TimeoutError as error:
+            raise BackendTimeout("It takes too long to make the golden images.") from error
         if self._recheck:
             return
         if self.state is not State.READY:
-            self._reason = ""
-            logger.info(
-                "Triton %s serves %s@%s in %s (%s)", self.url, self._artefact.manifest.model,
-                self._artefact.version, self._precision, self.determinism,
-            )  # fmt: skip
+            self._reason = None
+            logger.info("Triton %s serves %s (%s)", self.url, self._serves, self.proof.determinism)
             self._move(State.READY)
         self.settled.set()
 
     def _give_up(self, error: Exception) -> None:
         """Take a server out of use, and give up the calls in flight there."""
         self._recheck = True
-        if not isinstance(error, CatServeError):
-            logger.error("Triton %s: unexpected", self.url, exc_info=error)
-        if str(error) != self._reason:
-            self._reason = str(error)
-            logger.warning("Triton %s is not used: %s", self.url, self._reason)
+        known = isinstance(error, CatServeError)
+        # what gRPC says of an address that nobody listens at differs from try to try
+        reason = (type(error).__name__, "" if isinstance(error, BackendUnavailable) else str(error))
+        if reason != self._reason:
+            self._reason = reason
+            logger.warning(
+                "Triton %s is not used: %s", self.url, error, exc_info=None if known else error
+            )
         if self.state is not State.DOWN:
             self._move(State.DOWN)
         for call in self._calls:
             call.cancel()
         self.settled.set()
-
-    async def _prove(self) -> None:
-        """Compare its configuration with the artefact, and let it make the golden images.
-
-        Raises:
-            BackendUnavailable: it does not answer.
-            ArtefactError: it serves something else.
-            BackendError: its answers break the contract, or are not the golden images.
-        """
-        asked = service_pb2.ModelConfigRequest(
-            name=self._artefact.manifest.model, version=self._artefact.folder.name
-        )
-        expected, batch = await asyncio.to_thread(golden_pair, self._artefact)
-        try:
-            async with asyncio.timeout(self._attempt_s):
-                response = await self._stub.ModelConfig(asked, timeout=self._stall_s)
-                determinism = require_fits(
-                    response.config, self._artefact, self._precision, self._max_batch
-                )
-                output = await self._run_all(batch)
-        except AioRpcError as error:
-            raise unreachable(error) from error
-        except CallFailed as failed:
-            raise failed.error from failed
-        except TimeoutError as error:
-            raise BackendTimeout("It takes too long to make the golden images.") from error
-        require_golden(output, expected, self._artefact, self._precision, "Triton")
-        self.determinism = determinism
-        self.golden = hashlib.sha256(output.images.tobytes()).hexdigest()
-
-    async def _run_all(self, batch: Batch) -> Output:
-        """Make images in calls that are as large as those of requests may be."""
-        starts = range(0, len(batch), self._max_batch)
-        return concatenated([
-            await self._infer(sliced(batch, slice(start, start + self._max_batch)), NEVER)
-            for start in starts
-        ])  # fmt: skip
