@@ -1,5 +1,5 @@
 # Three images from one file:
-#   docker build --target serve -t cat-serve .          the service, without torch (the default target)
+#   docker build --target serve -t cat-serve .          the service, also over Triton, without torch (the default target)
 #   docker build --target train -t cat-serve-train .    training and export
 #   docker build --target triton -t cat-serve-triton .  NVIDIA's Triton with the models that ship
 FROM python:3.11-slim-bookworm AS base
@@ -52,7 +52,7 @@ CMD ["python3", "-m", "export.triton_server", "--repository", "/models", "--host
 
 FROM base AS serve
 COPY --from=wheel /wheels /wheels
-RUN pip install --constraint constraints.txt "$(echo /wheels/*.whl)[cpu]"
+RUN pip install --constraint constraints.txt "$(echo /wheels/*.whl)[cpu,triton]"
 USER 1000
 ENV CAT_SERVE_HOST=0.0.0.0 CAT_SERVE_PORT=8000
 EXPOSE 8000

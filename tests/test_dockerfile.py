@@ -160,7 +160,7 @@ def test_copies_between_stages_name_earlier_stages() -> None:
 
 
 def test_installs_name_extras_that_exist_and_are_constrained() -> None:
-    assert extras_installed("serve") == {"cpu"}
+    assert extras_installed("serve") == {"cpu", "triton"}
     assert extras_installed("triton") == {"cpu"}
     assert {"train", "export"} <= extras_installed("train") <= set(EXTRAS)
     for stage in STAGES.values():
