@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from cat_serve.errors import MissingDependency, ParityError
-from export.forms import Form, require_same_model
+from export.forms.base import Form, require_same_model
 from export.parity import BUDGETS, Difference, coarser, compare, require, rows_budget
 from export.probes import (
     MAX_CLASSES,
@@ -60,7 +60,8 @@ def verify(a: Form, b: Form, options: VerifyOptions) -> dict[str, Any]:
     if options.full_images:
         require_packages()
     limits = [n for n in (a.max_batch, b.max_batch, options.max_batch) if n is not None]
-    sizes = invariance_sizes(min(limits, default=RUN_BATCH))
+    tuned = [form.opt_batch for form in (a, b) if form.opt_batch is not None]
+    sizes = invariance_sizes(min(limits, default=RUN_BATCH), tuned)
     batch, probe = chosen_rows(a, options)
     with tqdm(total=2 * rows_to_run(batch, probe, sizes), unit="img") as progress:
         output_a, report_a = run_form(a, batch, probe, sizes, progress)

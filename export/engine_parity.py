@@ -38,6 +38,7 @@ class Subject:
         name: what people know it by, such as `the engine of model.onnx`.
         precision: a row of the budgets.
         min_batch, max_batch: rows that it takes at once.
+        opt_batch: the rows that it was tuned for.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Subject:
     precision: str
     min_batch: int
     max_batch: int
+    opt_batch: int = 1
 
 
 def not_measured(reason: str) -> dict[str, Any]:
@@ -74,7 +76,9 @@ def measure_parity(subject: Subject, graph: Path, batch: Any) -> dict[str, Any]:
     difference = compare(
         in_batches(onnx_engine(graph), batch, size), in_batches(subject.run, batch, size)
     )
-    sizes = invariance_sizes(subject.max_batch) if subject.min_batch == 1 else ()
+    sizes = (
+        invariance_sizes(subject.max_batch, (subject.opt_batch,)) if subject.min_batch == 1 else ()
+    )
     form = {
         "name": subject.name,
         "batches": batch_report(subject.run, batch, sizes),

@@ -144,8 +144,9 @@ def _measured(
     batch = probe_of(record["source"], is_studio(record), classes)
     precision = record["key"]["graph"]["precision"]
     subject = Subject(
-        f"the engine of {graph.name}", engine, precision, engine.min_batch, engine.max_batch
-    )
+        f"the engine of {graph.name}", engine, precision,
+        engine.min_batch, engine.max_batch, engine.opt_batch,
+    )  # fmt: skip
     parity = measure_parity(subject, graph, batch)
     sizes = sorted(set(profile_of(record).sizes))
     timed = latency.measure(engine, batch, sizes, repeats=TIMED_REPEATS)

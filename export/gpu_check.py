@@ -94,8 +94,9 @@ def check_engine(
     engine = machine.open(path)
     try:
         subject = Subject(
-            f"the engine of {graph.name}", engine, precision, engine.min_batch, engine.max_batch
-        )
+            f"the engine of {graph.name}", engine, precision,
+            engine.min_batch, engine.max_batch, engine.opt_batch,
+        )  # fmt: skip
         parity = measure_parity(subject, graph, batch)
         sizes = latency.batch_sizes(engine.min_batch, engine.max_batch)
         timed = latency.measure(engine, batch, sizes, repeats)

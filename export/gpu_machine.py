@@ -15,6 +15,7 @@ class Opened(Protocol):
     """An engine that can be run."""
 
     min_batch: int
+    opt_batch: int
     max_batch: int
 
     def __call__(self, batch: Any) -> Output: ...

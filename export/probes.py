@@ -102,10 +102,14 @@ def pixels(output: Output) -> np.ndarray:
     return output.stage_images if isinstance(output, StudioOutput) else output.images
 
 
-def invariance_sizes(max_batch: int) -> tuple[int, ...]:
-    """Return the sizes of batches whose rows are compared with rows run alone; the last is the largest."""
-    smaller = tuple(size for size in INVARIANCE_SIZES if size < max_batch)
-    return (*smaller, max_batch) if max_batch > 1 else ()
+def invariance_sizes(max_batch: int, tuned: Sequence[int] = ()) -> tuple[int, ...]:
+    """Return the sizes of batches whose rows are compared with rows run alone; the last is the largest.
+
+    Args:
+        tuned: sizes that an engine was tuned for.
+    """
+    sizes = {size for size in (*INVARIANCE_SIZES, *tuned) if 1 < size < max_batch}
+    return (*sorted(sizes), max_batch) if max_batch > 1 else ()
 
 
 def rows_alone(batch: AnyBatch, sizes: Sequence[int]) -> int:

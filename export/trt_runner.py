@@ -38,7 +38,7 @@ class TrtEngine:
         keep: what must live as long as the engine.
 
     Attributes:
-        min_batch, max_batch: of its profile.
+        min_batch, opt_batch, max_batch: of its profile.
     """
 
     def __init__(self, trt: Any, engine: Any, device: Device, log: Any, keep: Any = None) -> None:
@@ -48,8 +48,8 @@ class TrtEngine:
         self._inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         self._dtypes = {n: np.dtype(trt.nptype(engine.get_tensor_dtype(n))) for n in names}
         self._shapes = {n: tuple(engine.get_tensor_shape(n))[1:] for n in names}
-        smallest, _, largest = engine.get_tensor_profile_shape(self._inputs[0], 0)
-        self.min_batch, self.max_batch = int(smallest[0]), int(largest[0])
+        shapes = engine.get_tensor_profile_shape(self._inputs[0], 0)
+        self.min_batch, self.opt_batch, self.max_batch = (int(shape[0]) for shape in shapes)
         self._outputs = STUDIO_OUTPUT_NAMES if STUDIO_OUTPUT_NAMES[-1] in names else OUTPUT_NAMES
         self._context = engine.create_execution_context()
         if self._context is None:

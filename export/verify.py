@@ -3,9 +3,10 @@
     python -m export.verify checkpoints/fashion-32.safetensors model_repository/fashion-32/1 --precision fp16
     python -m export.verify model_repository/fashion-32/1/model.onnx model_repository/fashion-32/1/model.fp16.onnx
     python -m export.verify checkpoints/fashion-32.safetensors 'http://127.0.0.1:8000?model=fashion-32' --budget full
+    python -m export.verify model_repository/fashion-32/1 grpc://127.0.0.1:8001/fashion-32
 
 A form is a checkpoint (torch, float32, the CPU), an exported version folder or one of its plain graphs (ONNX Runtime
-on the CPU), or a running cat-serve. A table goes to stderr, one line of JSON to stdout. Exit code 0: within the
+on the CPU), a TensorRT engine of export.trt (on the first GPU), a model in a Triton server, or a running cat-serve. A table goes to stderr, one line of JSON to stdout. Exit code 0: within the
 budget, 1: not, or a form is damaged; 2: forms that do not belong together, wrong usage, or something missing here.
 """
 
@@ -65,12 +66,13 @@ def build_parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     add, forms = (
         parser.add_argument,
-        "a checkpoint, a version folder, one of its graphs, or http://HOST:PORT[?model=NAME]",
+        "a checkpoint, a version folder, one of its graphs, an engine, grpc://HOST:PORT/MODEL of a Triton, "
+        "or http://HOST:PORT[?model=NAME] of a cat-serve",
     )
     add("a", metavar="A", help=forms)
     add("b", metavar="B", help="the same; which of both comes first changes nothing")
     add("--precision", choices=get_args(Precision), default="fp32",
-        help="of a folder: which graph; of a server: what it was started with (default: %(default)s)")  # fmt: skip
+        help="of a folder: which graph; every other form says its own (default: %(default)s)")  # fmt: skip
     add("--budget", choices=BUDGET_NAMES, default="quick",
         help=f"full: {FULL_IMAGES} images or more beside, and FD-EffNetLite0 between both (default: %(default)s)")  # fmt: skip
     add("--images", type=int, metavar="N", help=f"of a full comparison (default: {FULL_IMAGES})")

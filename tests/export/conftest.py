@@ -129,6 +129,6 @@ def write_small_graph(path: Path, batch: str | int = "batch", external: bool = F
         z_shape=(64,),
         image_size=(4, 4),
         max_batch=4,
-        golden=Golden("golden.png", (), (), (), {}),
+        source={"checkpoint_sha256": "c" * 64}, golden=Golden("golden.png", (), (), (), {}),
     ).save(path.parent)  # fmt: skip
     return path

@@ -29,7 +29,7 @@ MIB = 2**20
 class CpuEngine:
     """A graph that is run like an engine; `off` spoils its images, in batches of that size if `at` says one."""
 
-    min_batch, max_batch = 1, 4
+    min_batch, opt_batch, max_batch = 1, 3, 4
 
     def __init__(self, graph: Path, off: int = 0, at: int | None = None) -> None:
         self._run, self._off, self._at = onnx_engine(graph), off, at

@@ -315,7 +315,7 @@ def test_refitted_engine_is_an_entry_of_its_own(
 class OnEngine:
     """What an engine looks like to its proof, computed by the graph in ONNX Runtime; `off` spoils its images."""
 
-    min_batch, max_batch = 1, 4
+    min_batch, opt_batch, max_batch = 1, 2, 4
 
     def __init__(self, graph: Path, off: int = 0) -> None:
         from export.graphs import onnx_engine

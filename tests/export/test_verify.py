@@ -26,9 +26,9 @@ from cat_serve.service import Phase
 from cat_serve.settings import Settings
 from cat_serve.web.app import create_app
 from cat_serve.web.server import bind
-from export import remote
 from export.comparison import VerifyOptions, verify
 from export.forms import open_form
+from export.forms.http import consecutive
 from export.probes import Seeded
 from export.verify import main
 
@@ -193,7 +193,7 @@ def test_rows_that_a_server_will_not_show_are_not_ok_and_others_are(version_fold
     rows = Seeded(np.arange(3), np.ones(3, dtype=np.int64), np.full(3, 0.5, dtype=np.float32))
     with serving(version_folder, FlagsSeedOne) as address:
         form = open_form(address)
-        assert len(remote.consecutive(rows, 3)) == 1  # of one request
+        assert len(consecutive(rows, 3)) == 1  # of one request
         output = form.run(rows)
     assert output.ok.tolist() == [True, False, True]
     expected = open_form(str(version_folder)).run(rows)
@@ -204,7 +204,7 @@ def test_requests_hold_seeds_that_follow_each_other() -> None:
     seed = np.array([0, 1, 2, 3, 5, 6, 7])
     class_id = np.array([0, 0, 0, 0, 0, 0, 1])
     psi = np.array([1, 1, 1, 1, 1, 0.7, 0.7], dtype=np.float32)
-    pieces = remote.consecutive(Seeded(seed, class_id, psi), longest=3)
+    pieces = consecutive(Seeded(seed, class_id, psi), longest=3)
     assert [(piece.start, piece.stop) for piece in pieces] == [
         (0, 3), (3, 4), (4, 5), (5, 6), (6, 7),
     ]  # fmt: skip

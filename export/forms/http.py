@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import numpy as np
 
 from cat_serve.errors import BackendError, BackendUnavailable, InvalidInput, UnknownModel
-from export.forms import Form, Identity
+from export.forms.base import Form, Identity
 from export.probes import RUN_BATCH, rows
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def consecutive(batch: Seeded, longest: int) -> list[slice]:
 
 
 def open_server(name: str, precision: Precision) -> Form:
-    """Open the model that `?model=` names, or the server's default.
+    """Open the model that `?model=` names, or the server's default; the server says the precision.
 
     Raises:
         InvalidInput: the address has another parameter.
@@ -186,7 +186,7 @@ def open_server(name: str, precision: Precision) -> Form:
     server.json("/readyz")
     try:
         card = _card(server, query.get("model", [None])[-1])
-        return _form(name, server, card, precision)
+        return _form(name, server, card)
     except (KeyError, TypeError, ValueError) as error:
         raise BackendError(
             f"{server.base} describes its models as no cat-serve of this version does ({error!r}).",
@@ -205,7 +205,7 @@ def _card(server: Server, wanted: str | None) -> dict[str, Any]:
     )
 
 
-def _form(name: str, server: Server, card: dict[str, Any], precision: Precision) -> Form:
+def _form(name: str, server: Server, card: dict[str, Any]) -> Form:
     (named,) = server.json("/classes", model=card["name"])["models"]
     height, width = card["image_size"]
     limits = card["limits"]
@@ -220,14 +220,15 @@ def _form(name: str, server: Server, card: dict[str, Any], precision: Precision)
     )
     return Form(
         name=name,
-        engine=f"cat-serve, {model.label}",
+        engine=f"cat-serve, {model.label} on {card['backend']}",
         identity=Identity(
             checkpoint_sha256=card["source"].get("checkpoint_sha256"),
+            num_classes=card["num_classes"],
             class_names=tuple(entry["name"] for entry in named["classes"]),
             z_shape=tuple(card["z_shape"]),
             image_size=(height, width),
         ),
-        precision=precision,
+        precision=card["precision"],
         determinism=card["determinism"],
         max_batch=at_once,
         run=model.run,
