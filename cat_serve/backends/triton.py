@@ -84,18 +84,15 @@ class TritonEngine:
     async def _choose(self, attempts: Attempts) -> Endpoint | None:
         """Return who gets the next attempt; None if there is nobody.
 
-        One that failed may be asked again only after it has proved itself anew, and only if no other is ready.
+        One that failed is asked again only after it has proved itself anew, and not at all if it was just too busy.
         """
-        excluded = [endpoint for endpoint, failed in attempts if not failed.doubtful]
-        tried = [endpoint for endpoint, _ in attempts]
-        while True:
-            able = [e for e in self.endpoints if e not in excluded]
-            ready = [e for e in able if e.state is State.READY]
-            if ready:
-                return self._pick([e for e in ready if e not in tried] or ready)
-            if not any(e.usable for e in able):
-                return None
+        busy = [endpoint for endpoint, failed in attempts if not failed.doubtful]
+        able = [endpoint for endpoint in self.endpoints if endpoint not in busy]
+        while any(endpoint.usable for endpoint in able):
+            if ready := [endpoint for endpoint in able if endpoint.state is State.READY]:
+                return self._pick(ready)
             await self._news.wait()
+        return None
 
     def _pick(self, ready: Sequence[Endpoint]) -> Endpoint:
         """Return the server with the fewest images in flight, or the one whose turn was longest ago."""

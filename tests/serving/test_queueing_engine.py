@@ -15,7 +15,7 @@ from cat_serve.backends.fake import FakeBackend
 from cat_serve.batching import Batcher, Limits, Made
 from cat_serve.contract import Batch, Output
 from cat_serve.deadlines import Deadline
-from cat_serve.errors import BackendError, DeadlineExceeded, Overloaded
+from cat_serve.errors import BackendError, BackendUnavailable, DeadlineExceeded, Overloaded
 from cat_serve.manifest import Artefact, Determinism
 
 pytestmark = pytest.mark.anyio
@@ -47,12 +47,15 @@ class Elsewhere:
     deadlines: list[Deadline] = field(default_factory=list)
     cancelled: list[tuple[int, int]] = field(default_factory=list)
     fails_on: int | None = None
+    gone: bool = False
     go: asyncio.Event = field(default_factory=asyncio.Event)
 
     def why_unavailable(self) -> str | None:
         return None
 
     async def run(self, make: Callable[[], Batch], deadline: Deadline) -> Output:
+        if self.gone:
+            raise BackendUnavailable("There is no engine.")
         batch = make()
         call = (int(batch.class_id[0]), len(batch))
         self.calls.append(call)
@@ -184,3 +187,15 @@ async def test_failure_of_one_call_takes_the_requests_other_calls_back(artefact:
         at.engine.go.set()
         assert len((await kept).output.ok) == 2
         assert not any(call == (1, 2) for call in at.engine.cancelled)
+
+
+async def test_engine_that_is_gone_before_the_inputs_are_made_fails_the_request(
+    artefact: Artefact,
+) -> None:
+    async with bench(artefact, max_batch=4) as at:
+        at.engine.gone = True
+        with pytest.raises(BackendUnavailable):
+            await asyncio.wait_for(at.ask(Wish(0, 9)), 20)
+        at.engine.gone = False
+        at.engine.go.set()
+        assert len((await at.ask(Wish(1, 2))).output.ok) == 2

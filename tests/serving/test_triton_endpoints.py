@@ -324,6 +324,47 @@ async def test_calls_at_a_server_that_went_silent_move_long_before_their_time_is
         assert front.endpoints[1].in_flight == 0
 
 
+async def test_call_with_a_deadline_does_not_wait_until_a_silent_server_counts_as_stalled(
+    front_over: FrontOver,
+) -> None:
+    async def hang(context: Any) -> None:
+        await asyncio.sleep(60)
+
+    async with front_over(2, triton_balance="round-robin", triton_stall_ms=60_000) as front:
+        silent = front.servers[1]
+        silent.before, silent.alive = hang, False
+        answers = await asyncio.gather(*(front.ask(deadline_ms=4000) for _ in range(6)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert silent.sizes
+
+
+async def test_calls_at_a_server_that_fails_its_proof_are_made_elsewhere(
+    front_over: FrontOver,
+) -> None:
+    """It is alive and would answer them, with pictures that are as wrong as its golden ones."""
+
+    async def hold_two_rows(context: Any) -> None:
+        if front.servers[1].sizes[-1] == 2:
+            await asyncio.sleep(60)
+
+    def invert(response: Any) -> Any:
+        images = InferResult(response).as_numpy("images")
+        response.raw_output_contents[0] = (255 - images).tobytes()
+        response.raw_output_contents[1] = bytes(len(images))
+        return response
+
+    async with front_over(2, triton_balance="round-robin") as front:
+        expected = (await front.ask("class=3&n=2")).content  # the first server's turn
+        front.servers[1].before, front.servers[1].after = hold_two_rows, invert
+        held = asyncio.create_task(front.ask("class=3&seed=1&n=2"))
+        await front.until(lambda: 2 in front.servers[1].sizes)
+        assert [(await front.ask()).status_code for _ in range(2)] == [200, 500]
+        answer = await asyncio.wait_for(held, 20)
+        assert answer.status_code == 200
+        assert answer.content == (await front.ask("class=3&seed=1&n=2")).content != expected
+        assert front.endpoints[1].state == "down"
+
+
 async def test_least_loaded_server_gets_the_call(front_over: FrontOver) -> None:
     async def until_released(context: Any) -> None:
         await released.wait()
