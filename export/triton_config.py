@@ -163,9 +163,8 @@ def _onnxruntime_part(config: Any, options: EngineOptions) -> None:
         return
     accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator.add()
     accelerator.name = "cuda"
-    accelerator.parameters["use_tf32"] = (
-        "0"  # float32 means float32; TF32 is a precision of its own
-    )
+    # float32 means float32: TF32 is a precision of its own
+    accelerator.parameters["use_tf32"] = "0"
 
 
 def _tensorrt_part(config: Any, options: EngineOptions) -> None:

@@ -180,8 +180,6 @@ def test_parameters_name_the_artefact_of_every_version(shipped: Artefact) -> Non
         "version_2": shipped.version,
         "precision": "fp16",
         "package_version": __version__,
-        "checkpoint_sha256": shipped.manifest.source["checkpoint_sha256"],
-        "num_classes": "10",
         "threads": "3",
     }
 
