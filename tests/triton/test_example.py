@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,3 +77,14 @@ def test_a_server_that_is_not_there_is_one_line(run: Run) -> None:
     done = run("--class", "bag", url="127.0.0.1:1")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
+
+
+def test_the_snippet_of_the_document_gives_pixels(
+    project_root: Path, triton_server: TritonServer
+) -> None:
+    text = (project_root / "docs" / "triton.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert "127.0.0.1:8003" in snippet
+    names: dict[str, Any] = {}
+    exec(snippet.replace("127.0.0.1:8003", triton_server.http_url), names)
+    assert (names["images"].shape, names["images"].dtype) == ((2, 32, 32, 3), np.uint8)
