@@ -234,6 +234,20 @@ async def test_failed_call_is_made_once_more_elsewhere(front_over: FrontOver, co
         assert answer.content == expected
 
 
+async def test_only_server_is_asked_again_when_it_has_proved_itself_anew(
+    front_over: FrontOver,
+) -> None:
+    async def break_off_once(context: Any) -> None:
+        front.servers[0].before = None
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "going away")
+
+    async with front_over(1) as front:
+        expected = (await front.ask()).content
+        front.servers[0].before = break_off_once
+        assert (await front.ask()).content == expected
+        assert front.servers[0].sizes == [1, 1, 3, 1]  # 3: its golden images
+
+
 async def test_call_that_fails_everywhere_is_tried_twice_and_no_more(front_over: FrontOver) -> None:
     async with front_over(3, triton_balance="round-robin") as front:
         for server in front.servers:
