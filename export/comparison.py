@@ -97,7 +97,7 @@ def run_form(
 
 def chosen_rows(form: Form, options: VerifyOptions) -> tuple[Seeded, Seeded]:
     """Return all rows that are compared, and those of them that batches are made of."""
-    classes = len(form.identity.class_names)
+    classes = form.identity.num_classes
     probe = seeded_probe(classes, options.classes)
     if not options.full_images:
         return probe, probe

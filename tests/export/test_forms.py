@@ -40,10 +40,10 @@ def test_triton_serves_the_bytes_of_the_export(
     triton_server: TritonServer, shipped_folder: Path, capsys: Captured
 ) -> None:
     name = f"grpc://{triton_server.grpc_url}/fashion-32"
-    code, report, said = compare(capsys, shipped_folder, name)
+    code, report, said = compare(capsys, name, shipped_folder)
     assert (code, report["passed"], report["held_to"]) == (0, True, "fp32")
     assert report["difference"]["psnr_db"] is None  # equal
-    form = report["forms"][1]
+    form = report["forms"][0]
     assert (form["determinism"], form["rows_budget_levels"]) == ("bytes", 0)
     assert form["engine"].startswith("Triton 2.")
     assert form["batches"].keys() == {"2", "3", "4"}
