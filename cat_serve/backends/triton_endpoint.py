@@ -130,7 +130,7 @@ class Endpoint:
             left_s = end_s - time.perf_counter()
             await asyncio.wait({call}, timeout=max(0, min(doubt_s, left_s)))
             silent = time.perf_counter() - self._connection.heard_s > doubt_s
-            alive = call.done() or not silent or await self._is_alive(doubt_s)
+            alive = call.done() or not silent or await self._is_alive_beside(call, doubt_s)
             if call.done():
                 return
             if not alive:
@@ -144,12 +144,14 @@ class Endpoint:
     def _stalled(self) -> BackendTimeout:
         return BackendTimeout("A Triton server stopped answering.")
 
-    async def _is_alive(self, limit_s: float) -> bool:
+    async def _is_alive_beside(self, call: asyncio.Task[Output], limit_s: float) -> bool:
+        """Ask whether the server is alive, no longer than until the call ends."""
+        asking = asyncio.create_task(self._connection.require_alive(limit_s))
         try:
-            await self._connection.require_alive(limit_s)
-        except BackendUnavailable:
-            return False
-        return True
+            await asyncio.wait({call, asking}, return_when=asyncio.FIRST_COMPLETED)
+            return not asking.done() or asking.exception() is None
+        finally:
+            asking.cancel()
 
     def _doubt(self, reason: str) -> None:
         """Use it no more until it has proved itself."""

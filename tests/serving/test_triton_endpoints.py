@@ -6,6 +6,7 @@ A stand-in in this process speaks the server's own protocol over real connection
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -350,6 +351,20 @@ async def test_call_with_a_deadline_does_not_wait_until_a_silent_server_counts_a
         answers = await asyncio.gather(*(front.ask(deadline_ms=4000) for _ in range(6)))
         assert {answer.status_code for answer in answers} == {200}
         assert silent.sizes
+
+
+async def test_answer_is_not_held_back_by_the_question_whether_the_server_is_alive(
+    front_over: FrontOver,
+) -> None:
+    async def slow(context: Any) -> None:
+        await asyncio.sleep(1.8)
+
+    async with front_over(1, triton_stall_ms=60_000) as front:
+        front.servers[0].before, front.servers[0].alive = slow, False
+        began = time.perf_counter()
+        answer = await front.ask(deadline_ms=6000)  # asked after 1.5 s, and for 1.5 s
+        assert answer.status_code == 200
+        assert time.perf_counter() - began < 2.8
 
 
 async def test_calls_at_a_server_that_fails_its_proof_are_made_elsewhere(
