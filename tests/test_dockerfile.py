@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 from cat_serve import cli
 from cat_serve.settings import Settings
 from cat_serve.web.routes import router
-from export import triton_server
+from export.triton_server.__main__ import build_parser as triton_server_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -229,8 +229,8 @@ def test_training_image_shows_a_command_that_exists() -> None:
 
 def test_triton_image_starts_the_server_on_the_models_it_holds() -> None:
     python, flag, module, *arguments = json.loads(last("triton", "CMD"))
-    assert (python, flag, module) == ("python3", "-m", triton_server.__name__)
-    parsed = triton_server.build_parser().parse_args(arguments)
+    assert (python, flag, module) == ("python3", "-m", "export.triton_server")
+    parsed = triton_server_parser().parse_args(arguments)
     assert parsed.host == "0.0.0.0"  # in a container, loopback would be out of reach
     copied = [each.rest.split() for each in STAGES["triton"].instructions if each.word == "COPY"]
     assert ["model_repository", str(parsed.repository)] in copied

@@ -20,6 +20,7 @@ from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -29,7 +30,7 @@ from cat_serve import __version__, cli
 from cat_serve.errors import CatServeError
 from cat_serve.settings import Settings
 from cat_serve.web.app import create_app
-from export.engine_cache import CACHE_VARIABLE
+from export.trt.cache import CACHE_VARIABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -40,12 +41,13 @@ DOCUMENTS = [
     ROOT / "model_repository" / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
-COMMAND_MODULES = sorted(
-    f"{folder}.{path.stem}"
+# Where the parser of each command is: `python -m export.trt` runs export/trt/__main__.py.
+COMMAND_MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__"): path
     for folder in ("training", "export")
-    for path in (ROOT / folder).glob("*.py")
+    for path in sorted((ROOT / folder).rglob("*.py"))
     if "def build_parser(" in path.read_text(encoding="utf-8")
-)
+}
 SHELL_LANGUAGES = {"", "sh", "bash", "console"}
 SHELL_COMMANDS = {"apt-get", "cd", "cp", "git", "kill", "ls", "mkdir", "mv", "sudo", "tensorboard"}
 PAGES_OUTSIDE_OPENAPI = {"/", "/docs", "/openapi.json"}
@@ -161,8 +163,14 @@ def parser_of(name: str) -> argparse.ArgumentParser | None:
         return None
     if name not in COMMAND_MODULES:
         raise NotACommand(f"{name} is no command")
-    parser: argparse.ArgumentParser = importlib.import_module(name).build_parser()
+    parser: argparse.ArgumentParser = command_module(name).build_parser()
     return parser
+
+
+def command_module(name: str) -> ModuleType:
+    """Return the module that holds a command's parser."""
+    inside = COMMAND_MODULES[name].stem == "__main__"
+    return importlib.import_module(f"{name}.__main__" if inside else name)
 
 
 def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace | None:
@@ -362,7 +370,7 @@ def test_files_of_this_project_that_are_named_exist(path: Path) -> None:
 
 @pytest.mark.parametrize("module", COMMAND_MODULES)
 def test_examples_in_the_help_of_a_command_can_be_parsed(module: str) -> None:
-    shown = (importlib.import_module(module).__doc__ or "").replace("\\\n", " ")
+    shown = (command_module(module).__doc__ or "").replace("\\\n", " ")
     examples = [line for line in shown.splitlines() if re.match(r" +(python -m|cat-serve) ", line)]
     assert complaints([words for line in examples for words in commands_of(line)]) == []
 

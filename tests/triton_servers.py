@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from export.triton_server import Ports, TritonServer, find_installation
+from export.triton_server.installation import find_installation
+from export.triton_server.server import Ports, TritonServer
 
 StartTriton = Callable[..., TritonServer]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from cat_serve.contract import IMAGES, Precision
 from cat_serve.errors import InvalidInput
-from export.engine_record import read_record, record_path
 from export.forms.base import Form, Identity
+from export.trt.record import read_record, record_path
 
 
 def is_engine(name: str) -> bool:
@@ -24,7 +24,7 @@ def open_engine(name: str, precision: Precision) -> Form:
         MissingDependency: TensorRT or a GPU is not here.
         InvalidInput: it has no weights, takes no row alone, or nothing is known of its model.
     """
-    from export import trt_runner
+    from export.trt import runner as trt_runner
 
     record = read_record(Path(name))
     identity = identity_of(name, record)

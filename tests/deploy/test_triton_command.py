@@ -20,8 +20,8 @@ import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from export.triton_installation import find_installation
-from export.triton_server import Ports
+from export.triton_server.installation import find_installation
+from export.triton_server.server import Ports
 from tests.deploy.manifests import Objects
 from tests.triton_servers import copy_repository
 

@@ -16,8 +16,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cat_serve.errors import ArtefactError, InvalidInput
-from export.engine_cache import EngineCache, Entry, default_cache
-from export.engine_record import (
+from export.trt.cache import EngineCache, Entry, default_cache
+from export.trt.device import Gpu
+from export.trt.options import BuildOptions, Profile
+from export.trt.record import (
     GraphFacts,
     engine_key,
     key_sha256,
@@ -27,8 +29,6 @@ from export.engine_record import (
     require_fit,
     source_of,
 )
-from export.trt_device import Gpu
-from export.trt_options import BuildOptions, Profile
 
 FACTS = GraphFacts("a" * 64, {"weights": "b" * 64}, "fp16")
 OPTIONS = BuildOptions()

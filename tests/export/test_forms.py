@@ -13,13 +13,15 @@ import pytest
 from cat_serve.contract import Output
 from cat_serve.errors import ArtefactError, InvalidInput
 from cat_serve.manifest import load_artefact
-from export import trt, trt_runner, verify
-from export.engine_record import read_record, write_record
+from export import verify
 from export.forms import open_form
 from export.forms.base import Identity, require_same_model
 from export.forms.triton import identity_of
 from export.graphs import onnx_engine
-from export.triton_server import Ports, TritonServer
+from export.triton_server.server import Ports, TritonServer
+from export.trt import __main__ as trt
+from export.trt import runner as trt_runner
+from export.trt.record import read_record, write_record
 
 QUICK = ["--parity-classes", "2", "--max-batch", "4"]
 

@@ -14,14 +14,14 @@ from cat_serve.commands import run_command
 from cat_serve.contract import Output
 from cat_serve.errors import InvalidInput
 from cat_serve.manifest import Artefact, load_artefact
-from export import latency
-from export.engine_parity import probe_of
-from export.gpu_check import CheckOptions, build_parser, check, find_triton, main, show
-from export.gpu_machine import Machine
-from export.gpu_report import markdown
+from export.gpu_check.__main__ import CheckOptions, build_parser, check, find_triton, main, show
+from export.gpu_check.machine import Machine
+from export.gpu_check.report import markdown
 from export.graphs import onnx_engine
-from export.latency import Latency, batch_sizes
-from export.triton_installation import Installation, find_installation
+from export.triton_server.installation import Installation, find_installation
+from export.trt import latency
+from export.trt.latency import Latency, batch_sizes
+from export.trt.parity import probe_of
 
 MIB = 2**20
 

@@ -14,11 +14,14 @@ from onnx import helper
 
 from cat_serve.errors import ArtefactError, ParityError
 from cat_serve.files import sha256_of
-from export import engine_parity, engines, latency, trt_build, trt_runner
-from export.engine_cache import EngineCache, Entry
-from export.engine_record import engine_key, read_graph, read_record
-from export.trt import main
-from export.trt_options import BuildOptions, Profile
+from export.trt import build as trt_build
+from export.trt import engines, latency
+from export.trt import parity as engine_parity
+from export.trt import runner as trt_runner
+from export.trt.__main__ import main
+from export.trt.cache import EngineCache, Entry
+from export.trt.options import BuildOptions, Profile
+from export.trt.record import engine_key, read_graph, read_record
 
 RTX = ["--builder", "tensorrt-rtx", "--opt-batch", "2", "--max-batch", "4"]
 NO_TENSORRT = importlib.util.find_spec("tensorrt") is None
@@ -494,7 +497,7 @@ def test_interrupted_build_leaves_nothing(
 ) -> None:  # fmt: skip
     import signal
 
-    from export.trt_progress import BuildProgress
+    from export.trt.progress import BuildProgress
 
     begin = BuildProgress.start
 

@@ -17,7 +17,7 @@ import pytest
 import tensorrt_rtx as rtx
 
 from cat_serve.errors import ArtefactError, InvalidInput, MissingDependency
-from export.trt_network import (
+from export.trt.network import (
     attach_timing_cache,
     configure,
     deserialize,
@@ -27,8 +27,8 @@ from export.trt_network import (
     refit,
     strip_flags,
 )
-from export.trt_options import BuildOptions, Profile, equivalent_command
-from export.trt_progress import WHOLE, BuildProgress, progress_monitor
+from export.trt.options import BuildOptions, Profile, equivalent_command
+from export.trt.progress import WHOLE, BuildProgress, progress_monitor
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_rtx_strips_weights_in_its_own_way() -> None:
     ],
 )
 def test_hardware_compatibility_is_set_by_its_name(wanted: str, expected: Any) -> None:
-    from export.trt_network import _set_hardware_compatibility
+    from export.trt.network import _set_hardware_compatibility
 
     config = FakeConfig()
     _set_hardware_compatibility(rtx, config, wanted)
@@ -119,7 +119,7 @@ def test_hardware_compatibility_is_set_by_its_name(wanted: str, expected: Any) -
 
 
 def test_level_that_an_older_tensorrt_lacks_is_refused() -> None:
-    from export.trt_network import _set_hardware_compatibility
+    from export.trt.network import _set_hardware_compatibility
 
     older = SimpleNamespace(__version__="10.8.0.43", HardwareCompatibilityLevel=SimpleNamespace())
     with pytest.raises(InvalidInput, match=r"10\.8\.0\.43 does not support --hardware-compat"):
@@ -141,7 +141,7 @@ def test_timing_cache_is_read_before_the_build(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX 1.2:DeprecationWarning")
 def test_timing_cache_is_written_after_the_build(small_graph: Path, tmp_path: Path) -> None:
     """RTX takes a timing cache and does nothing with it but what TensorRT does with one that it cannot read."""
-    from export.trt_build import compile_graph
+    from export.trt.build import compile_graph
 
     path = tmp_path / "timing"
     options = BuildOptions("tensorrt-rtx", Profile(1, 2, 4))
@@ -305,7 +305,7 @@ class Bar:
 def test_bar_follows_a_real_build_to_its_end(
     network: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from export import trt_progress
+    from export.trt import progress as trt_progress
 
     bar = Bar()
     progress = BuildProgress(bar)

@@ -18,12 +18,12 @@ import tensorrt_rtx as rtx
 
 from cat_serve.contract import Batch, StudioBatch
 from cat_serve.errors import ArtefactError, BackendError, InvalidInput, MissingDependency
-from export.engine_parity import probe_of
 from export.graphs import onnx_engine
 from export.probes import in_batches, rows
-from export.trt import main
-from export.trt_device import call, find_gpu
-from export.trt_runner import TrtEngine, open_engine
+from export.trt.__main__ import main
+from export.trt.device import call, find_gpu
+from export.trt.parity import probe_of
+from export.trt.runner import TrtEngine, open_engine
 
 DTYPES = {
     "tensor(float)": rtx.DataType.FLOAT,

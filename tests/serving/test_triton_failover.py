@@ -27,7 +27,7 @@ import tritonclient.grpc as triton_grpc
 from cat_serve.manifest import MANIFEST_NAME, load_artefact
 from cat_serve.settings import Settings
 from cat_serve.web.app import create_app
-from export.triton_server import TritonServer
+from export.triton_server.server import TritonServer
 from tests.triton_servers import copy_repository
 
 pytestmark = pytest.mark.anyio

@@ -19,8 +19,8 @@ from cat_serve.contract import Batch, Output, Precision
 from cat_serve.images import encode_png, grid
 from cat_serve.latents import latents_from_seeds
 from cat_serve.manifest import GOLDEN_NAME, Artefact, Golden, Manifest, load_artefact, record
-from export import triton
-from export.triton_server import TritonServer
+from export.triton import __main__ as triton
+from export.triton_server.server import TritonServer
 from tests.triton_clients import tensors
 
 Ask = Callable[..., Any]

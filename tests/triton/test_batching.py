@@ -15,7 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from cat_serve.contract import Batch, Output
 from cat_serve.latents import latents_from_seeds
-from export.triton_server import TritonServer
+from export.triton_server.server import TritonServer
 from tests.triton_clients import (
     engine_columns,
     infer_together,

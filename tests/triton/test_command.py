@@ -12,11 +12,11 @@ import pytest
 from cat_serve.files import sha256_of
 from cat_serve.manifest import load_artefact
 from cat_serve.repository import load_models
-from export.engine_record import FORMAT, GraphFacts, engine_key, key_sha256, write_record
-from export.triton import main
-from export.triton_config import from_text
-from export.trt_device import Gpu
-from export.trt_options import BuildOptions, Profile
+from export.triton.__main__ import main
+from export.triton.config import from_text
+from export.trt.device import Gpu
+from export.trt.options import BuildOptions, Profile
+from export.trt.record import FORMAT, GraphFacts, engine_key, key_sha256, write_record
 
 
 @pytest.fixture

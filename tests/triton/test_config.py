@@ -12,8 +12,8 @@ from tritonclient.grpc import model_config_pb2 as pb
 from cat_serve import __version__
 from cat_serve.errors import InvalidInput
 from cat_serve.manifest import Artefact
-from export.triton_config import engine_config, friendly_config, from_text, to_text
-from export.triton_options import (
+from export.triton.config import engine_config, friendly_config, from_text, to_text
+from export.triton.options import (
     Batching,
     EngineOptions,
     FriendlyOptions,

@@ -18,8 +18,9 @@ from tritonclient.utils import InferenceServerException
 
 from cat_serve.contract import Batch
 from cat_serve.errors import BackendUnavailable
-from export import triton
-from export.triton_server import Ports, TritonServer, find_installation
+from export.triton import __main__ as triton
+from export.triton_server.installation import find_installation
+from export.triton_server.server import Ports, TritonServer
 from tests.triton_clients import engine_columns, statistics, statistics_after, tensors
 
 START_SECONDS = 120

@@ -16,7 +16,7 @@ from cat_serve import __version__
 from cat_serve.contract import Batch, Output
 from cat_serve.latents import latents_from_seeds
 from cat_serve.manifest import Artefact
-from export.triton_server import TritonServer
+from export.triton_server.server import TritonServer
 from tests.triton_clients import (
     engine_columns,
     infer_together,

@@ -15,7 +15,7 @@ import pytest
 
 from cat_serve.contract import Output
 from cat_serve.images import decode_png, read_parameters
-from export.triton_server import TritonServer
+from export.triton_server.server import TritonServer
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -18,7 +18,7 @@ from cat_serve.images import decode_png, read_parameters
 from cat_serve.manifest import Artefact
 from cat_serve.settings import Settings
 from cat_serve.web.app import create_app
-from export.triton_server import TritonServer
+from export.triton_server.server import TritonServer
 from tests.triton_clients import infer_together, tensors
 
 Ask = Callable[..., Any]

@@ -16,9 +16,11 @@ import pytest
 import tritonclient.grpc as grpc
 
 from cat_serve.errors import BackendUnavailable, MissingDependency
-from export import triton_server
-from export.triton_leftovers import SHARED_MEMORY
-from export.triton_server import Installation, Ports, TritonServer, command, find_installation, main
+from export.triton_server import server as triton_server
+from export.triton_server.__main__ import main
+from export.triton_server.installation import Installation, find_installation
+from export.triton_server.leftovers import SHARED_MEMORY
+from export.triton_server.server import Ports, TritonServer, command
 
 WAIT_SECONDS = 120
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cat_serve.errors import MissingDependency
 
-CPU_HOME = Path(__file__).parent.parent / ".triton"
+CPU_HOME = Path(__file__).parent.parent.parent / ".triton"
 HINT = "make .triton/installed, or give --tritonserver (in NVIDIA's container: /opt/tritonserver/bin/tritonserver)"
 
 

@@ -18,7 +18,7 @@ from cat_serve.errors import BackendError, InvalidInput
 
 
 class Device(Protocol):
-    """Memory that an engine works in; see `export.trt_device.CudaDevice`."""
+    """Memory that an engine works in; see `export.trt.__main__.device.CudaDevice`."""
 
     stream: int
 
@@ -121,11 +121,11 @@ def open_engine(path: Path) -> TrtEngine:
         ArtefactError: the engine was changed, or was built for something else.
         InvalidInput: it was built without weights.
     """
-    from export.engine_record import read_record, require_fit
-    from export.trt_build import this_platform
-    from export.trt_device import CudaDevice
-    from export.trt_network import deserialize, make_log
-    from export.trt_options import load_package
+    from export.trt.build import this_platform
+    from export.trt.device import CudaDevice
+    from export.trt.network import deserialize, make_log
+    from export.trt.options import load_package
+    from export.trt.record import read_record, require_fit
 
     record = read_record(path)
     options = record["key"]["options"]

@@ -14,7 +14,7 @@ from cat_serve.errors import BackendError, CatServeError
 if TYPE_CHECKING:
     from cat_serve.contract import Batch, Precision
     from cat_serve.manifest import Artefact
-    from export.triton_installation import Installation
+    from export.triton_server.installation import Installation
 
 DEADLINE_S = 60.0
 SIZES = (1, 8)
@@ -72,8 +72,8 @@ def lay_out(repository: Path, artefact: Artefact, served: Served) -> None:
     Raises:
         ArtefactError: the plan was not built from the model's graph.
     """
-    from export import triton
-    from export.engine_record import record_path
+    from export.triton import __main__ as triton
+    from export.trt.record import record_path
 
     version = repository / artefact.manifest.model / "1"
     version.mkdir(parents=True)
@@ -99,7 +99,7 @@ def check_triton(
     """
     from tritonclient.grpc import InferenceServerClient
 
-    from export.triton_server import Ports, TritonServer
+    from export.triton_server.server import Ports, TritonServer
 
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w+b") as log:
         repository = Path(folder) / "models"
@@ -123,9 +123,9 @@ def compare_served(
     engine: TritonEngine, served: Served, batch: Batch, repeats: int
 ) -> dict[str, Any]:
     """Return how far Triton's images are from the engine's own, and how long Triton takes."""
-    from export import latency
     from export.parity import BUDGETS, compare
     from export.probes import RUN_BATCH, in_batches
+    from export.trt import latency
 
     largest = min(served.max_batch, len(batch))
     difference = compare(served.output, in_batches(engine, batch, min(RUN_BATCH, largest)))

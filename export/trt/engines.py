@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from cat_serve.contract import STUDIO_INPUT_NAMES
 from cat_serve.errors import ArtefactError, InvalidInput, MissingDependency, ParityError
 from cat_serve.files import written_whole
-from export.engine_cache import Entry
-from export.engine_record import engine_key, read_graph, read_record, source_of, write_record
-from export.trt_options import BuildOptions, Profile, equivalent_command, load_package
+from export.trt.cache import Entry
+from export.trt.options import BuildOptions, Profile, equivalent_command, load_package
+from export.trt.record import engine_key, read_graph, read_record, source_of, write_record
 
 if TYPE_CHECKING:
-    from export.engine_cache import EngineCache
-    from export.trt_runner import TrtEngine
+    from export.trt.cache import EngineCache
+    from export.trt.runner import TrtEngine
 
 TIMED_REPEATS = 20
 
@@ -29,8 +29,8 @@ def built(graph: Path, options: BuildOptions, cache: EngineCache) -> tuple[Entry
         ArtefactError: no such graph, or one that cannot be parsed or built.
         MissingDependency: no such builder, or no GPU where one is needed.
     """
-    from export.engine_parity import not_measured
-    from export.trt_build import compile_graph, gpu_for, this_platform
+    from export.trt.build import compile_graph, gpu_for, this_platform
+    from export.trt.parity import not_measured
 
     facts = read_graph(graph)
     trt = load_package(options.builder)
@@ -62,8 +62,8 @@ def refitted(graph: Path, stripped: Path, cache: EngineCache) -> tuple[Entry, bo
     """
     import time
 
-    from export.engine_parity import not_measured
-    from export.trt_build import refit_plan
+    from export.trt.build import refit_plan
+    from export.trt.parity import not_measured
 
     record = read_record(stripped)
     key, options = record["key"], record["key"]["options"]
@@ -94,13 +94,13 @@ def proven(entry: Entry, graph: Path, cache: EngineCache, classes: int) -> Entry
     Raises:
         ParityError: it differs beyond the budget of its precision; it is removed from the cache.
     """
-    from export.engine_parity import not_measured
+    from export.trt.parity import not_measured
 
     if entry.record["parity"]["measured"]:
         return entry
     if reason := _why_not(entry, classes):
         return entry.update(parity=not_measured(reason))
-    from export.trt_runner import open_engine
+    from export.trt.runner import open_engine
 
     try:
         engine = open_engine(entry.engine)
@@ -137,8 +137,8 @@ def _measured(
     entry: Entry, graph: Path, engine: TrtEngine, classes: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the report of the comparison, and how long the engine takes for its profile's batches."""
-    from export import latency
-    from export.engine_parity import Subject, measure_parity, probe_of
+    from export.trt import latency
+    from export.trt.parity import Subject, measure_parity, probe_of
 
     record = entry.record
     batch = probe_of(record["source"], is_studio(record), classes)

@@ -13,9 +13,9 @@ from cat_serve.manifest import FORMAT, MANIFEST_NAME, Artefact, load_artefact
 from cat_serve.repository import choose_default, newest_versions
 from cat_serve.triton_models.catalogue import manifest_copy
 from cat_serve.triton_models.tensors import FRIENDLY_MODEL
-from export.triton_config import PYTHON_FILE, engine_config, friendly_config, to_text
-from export.triton_options import EngineOptions, FriendlyOptions, Versions
-from export.triton_plans import require_plans
+from export.triton.config import PYTHON_FILE, engine_config, friendly_config, to_text
+from export.triton.options import EngineOptions, FriendlyOptions, Versions
+from export.triton.plans import require_plans
 
 MODEL_PY = '''"""What Triton's python backend runs here; written by `python -m export.triton`."""
 

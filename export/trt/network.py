@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cat_serve.errors import ArtefactError, InvalidInput, MissingDependency
-from export.trt_options import BuildOptions
+from export.trt.options import BuildOptions
 
 logger = logging.getLogger(__name__)
 

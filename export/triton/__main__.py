@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from export.triton_files import Layout
-    from export.triton_options import Device, QueuePolicy, Versions
+    from export.triton.files import Layout
+    from export.triton.options import Device, QueuePolicy, Versions
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
 def work(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write, or with --check compare; return what to report."""
     from cat_serve.errors import InvalidInput
-    from export.triton_files import differences, planned_files, write
+    from export.triton.files import differences, planned_files, write
 
     repository = arguments.repository
     if not repository.is_dir():
@@ -138,8 +138,8 @@ def layout_of(arguments: argparse.Namespace) -> Layout:
         InvalidInput: plans without TensorRT, or values that cannot be read.
     """
     from cat_serve.errors import InvalidInput
-    from export.triton_files import Layout
-    from export.triton_options import Batching, EngineOptions, Placement
+    from export.triton.files import Layout
+    from export.triton.options import Batching, EngineOptions, Placement
 
     if arguments.plan and arguments.engine != "tensorrt_plan":
         raise InvalidInput("--plan is for TensorRT.", hint="--engine tensorrt_plan")
@@ -174,7 +174,7 @@ def layout_of(arguments: argparse.Namespace) -> Layout:
 
 
 def _queue(arguments: argparse.Namespace) -> QueuePolicy:
-    from export.triton_options import QueuePolicy
+    from export.triton.options import QueuePolicy
 
     return QueuePolicy(
         arguments.max_queue_size, arguments.queue_timeout_ms, not arguments.no_timeout_override
@@ -183,7 +183,7 @@ def _queue(arguments: argparse.Namespace) -> QueuePolicy:
 
 def _versions(words: list[str]) -> Versions:
     from cat_serve.errors import InvalidInput
-    from export.triton_options import Versions
+    from export.triton.options import Versions
 
     word, _, count = words[0].partition(":")
     if words == ["all"]:

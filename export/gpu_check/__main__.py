@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from cat_serve.contract import Precision
-from export.trt_options import BUILDERS, BuildOptions, Profile
+from export.trt.options import BUILDERS, BuildOptions, Profile
 
 if TYPE_CHECKING:
     from cat_serve.contract import Batch
     from cat_serve.manifest import Artefact
-    from export.gpu_machine import Machine
-    from export.gpu_triton import Served
-    from export.triton_installation import Installation
+    from export.gpu_check.machine import Machine
+    from export.gpu_check.triton import Served
+    from export.triton_server.installation import Installation
 
 MODEL = Path("model_repository/fashion-32/1")
 
@@ -65,7 +65,7 @@ def check(machine: Machine, artefact: Artefact, options: CheckOptions) -> dict[s
         report, served = check_engine(machine, graph, path, precision, batch, options.repeats)
         engines.append(facts | report)
         if options.triton is not None:
-            from export.gpu_triton import check_triton
+            from export.gpu_check.triton import check_triton
 
             triton.append(check_triton(options.triton, artefact, served, batch, options.repeats))
     failures = [failure for each in (*engines, *triton) for failure in each["failures"]]
@@ -85,10 +85,10 @@ def check_engine(
     machine: Machine, graph: Path, path: Path, precision: Precision, batch: Batch, repeats: int
 ) -> tuple[dict[str, Any], Served]:
     """Return the report of one engine, and what Triton needs to serve it too."""
-    from export import latency
-    from export.engine_parity import Subject, measure_parity
-    from export.gpu_triton import Served
+    from export.gpu_check.triton import Served
     from export.probes import RUN_BATCH, in_batches
+    from export.trt import latency
+    from export.trt.parity import Subject, measure_parity
 
     before = machine.used_bytes()
     engine = machine.open(path)
@@ -150,8 +150,8 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
     """Check this machine as the arguments say, and print the report."""
     from cat_serve.errors import InvalidInput
     from cat_serve.manifest import load_artefact
-    from export.engine_cache import EngineCache, default_cache
-    from export.gpu_machine import GpuMachine
+    from export.gpu_check.machine import GpuMachine
+    from export.trt.cache import EngineCache, default_cache
 
     for name in ("repeats", "parity_classes"):
         if (value := getattr(arguments, name)) < 1:
@@ -171,7 +171,7 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
 def show(report: dict[str, Any], out: Path | None) -> dict[str, Any]:
     """Print the report as Markdown, write it to `out` too, and return it."""
     from cat_serve.files import write_text
-    from export.gpu_report import markdown
+    from export.gpu_check.report import markdown
 
     text = markdown(report)
     print(text)
@@ -190,7 +190,7 @@ def find_triton(builder: str, binary: Path | None) -> tuple[Installation | None,
     import shutil
 
     from cat_serve.errors import InvalidInput
-    from export.triton_installation import find_installation
+    from export.triton_server.installation import find_installation
 
     if builder == "tensorrt-rtx":
         if binary is not None:

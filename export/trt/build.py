@@ -10,8 +10,8 @@ from typing import Any
 
 from cat_serve.errors import ArtefactError, MissingDependency
 from cat_serve.files import written_whole
-from export.trt_device import Gpu, find_gpu
-from export.trt_network import (
+from export.trt.device import Gpu, find_gpu
+from export.trt.network import (
     attach_timing_cache,
     configure,
     describe,
@@ -21,8 +21,8 @@ from export.trt_network import (
     open_builder,
     refit,
 )
-from export.trt_options import BUILDERS, BuildOptions
-from export.trt_progress import progress_monitor
+from export.trt.options import BUILDERS, BuildOptions
+from export.trt.progress import progress_monitor
 
 
 @dataclass(frozen=True)

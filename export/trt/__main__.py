@@ -18,10 +18,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.trt_options import BUILDERS, HARDWARE_COMPATIBILITY, MIB, BuildOptions, Profile
+from export.trt.options import BUILDERS, HARDWARE_COMPATIBILITY, MIB, BuildOptions, Profile
 
 if TYPE_CHECKING:
-    from export.engine_cache import EngineCache
+    from export.trt.cache import EngineCache
 
 PARITY_CLASSES = 32
 # Flags of a build, which have no meaning for anything else.
@@ -88,8 +88,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def work(arguments: argparse.Namespace) -> dict[str, Any]:
     """Build, refit or look after the cache, as the arguments say; return what to report."""
-    from export import engines
-    from export.engine_cache import EngineCache, default_cache
+    from export.trt import engines
+    from export.trt.cache import EngineCache, default_cache
 
     check(arguments)
     cache = EngineCache(arguments.cache or default_cache())
@@ -114,7 +114,7 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
 def look_after(cache: EngineCache, arguments: argparse.Namespace) -> dict[str, Any]:
     """List, verify or prune; one line for each engine on stdout before the report."""
     from cat_serve.errors import ArtefactError
-    from export import engines
+    from export.trt import engines
 
     removed = {}
     if arguments.prune:

@@ -8,9 +8,9 @@ from typing import Any
 
 from cat_serve.errors import ArtefactError
 from cat_serve.manifest import Artefact
-from export.engine_record import read_record
-from export.triton_config import PLAN_FILE
-from export.triton_options import EngineOptions
+from export.triton.config import PLAN_FILE
+from export.triton.options import EngineOptions
+from export.trt.record import read_record
 
 
 def require_plans(artefact: Artefact, options: EngineOptions) -> None:

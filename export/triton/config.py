@@ -28,7 +28,7 @@ from cat_serve.triton_models.tensors import (
     VERSION,
     version_key,
 )
-from export.triton_options import (
+from export.triton.options import (
     Batching,
     Engine,
     EngineOptions,

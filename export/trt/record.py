@@ -17,8 +17,8 @@ from cat_serve.errors import ArtefactError, InvalidInput
 from cat_serve.files import sha256_of, write_text
 
 if TYPE_CHECKING:
-    from export.trt_device import Gpu
-    from export.trt_options import BuildOptions
+    from export.trt.device import Gpu
+    from export.trt.options import BuildOptions
 
 FORMAT = "cat-serve-engine-1"
 BUILD_AGAIN = "build it again: python -m export.trt --help"

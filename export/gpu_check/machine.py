@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from cat_serve.contract import Output
-    from export.engine_cache import EngineCache
-    from export.trt_options import BuildOptions
+    from export.trt.cache import EngineCache
+    from export.trt.options import BuildOptions
 
 
 class Opened(Protocol):
@@ -54,8 +54,8 @@ class GpuMachine:
     triton_engine = "tensorrt_plan"
 
     def __init__(self, options: BuildOptions, cache: EngineCache) -> None:
-        from export.trt_device import CudaDevice
-        from export.trt_options import load_package
+        from export.trt.device import CudaDevice
+        from export.trt.options import load_package
 
         self._device = CudaDevice()  # first: without a GPU there is nothing to install for
         self._trt = load_package(options.builder)
@@ -66,7 +66,7 @@ class GpuMachine:
         from importlib import metadata
 
         from cat_serve import __version__
-        from export.trt_build import this_platform
+        from export.trt.build import this_platform
 
         gpu = self._device.gpu
         return {
@@ -80,7 +80,7 @@ class GpuMachine:
 
     def build(self, graph: Path) -> tuple[Path, dict[str, Any]]:
         """See `Machine.build`."""
-        from export.engines import built
+        from export.trt.engines import built
 
         entry, hit = built(graph, self._options, self._cache)
         build_s = entry.record["timing"]["build_s"]
@@ -88,7 +88,7 @@ class GpuMachine:
 
     def open(self, engine: Path) -> Opened:
         """See `Machine.open`."""
-        from export.trt_runner import open_engine
+        from export.trt.runner import open_engine
 
         return open_engine(engine)
 

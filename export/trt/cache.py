@@ -17,7 +17,7 @@ from typing import Any
 
 from cat_serve.errors import ArtefactError
 from cat_serve.files import written_whole
-from export.engine_record import FORMAT, key_sha256, read_record, record_path, write_record
+from export.trt.record import FORMAT, key_sha256, read_record, record_path, write_record
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""A model repository made one of NVIDIA Triton's."""

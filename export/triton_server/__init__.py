@@ -1,0 +1,1 @@
+"""A Triton server started on a repository and ended again."""
