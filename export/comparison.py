@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from cat_serve.errors import MissingDependency, ParityError
+from cat_serve.errors import MissingDependency
 from export.forms.base import Form, require_same_model
-from export.parity import BUDGETS, Difference, coarser, compare, require, rows_budget
+from export.parity import BUDGETS, batch_report, coarser, compare, failed, rows_budget
 from export.probes import (
     MAX_CLASSES,
     RUN_BATCH,
-    Engine,
     Seeded,
-    batch_invariant,
     counting,
-    duplicates_equal,
     in_batches,
     invariance_sizes,
     joined,
@@ -109,19 +106,6 @@ def rows_to_run(batch: Seeded, probe: Seeded, sizes: tuple[int, ...]) -> int:
     return len(batch) + (rows_alone(probe, sizes) + 2 * sum(sizes) if sizes else 0)
 
 
-def batch_report(
-    engine: Engine, probe: Seeded, sizes: tuple[int, ...]
-) -> dict[str, dict[str, int]]:
-    """Return for each batch size how far, in levels, rows are from the same row alone, and equal rows apart."""
-    if not sizes:
-        return {}
-    alone = batch_invariant(engine, probe, sizes)
-    equal = duplicates_equal(engine, probe, sizes)
-    return {
-        str(n): {"against_alone_levels": alone[n], "equal_rows_levels": equal[n]} for n in sizes
-    }
-
-
 def form_report(form: Form, output: Output) -> dict[str, Any]:
     """Return what a form is, and how many of its images were ok."""
     return {
@@ -134,29 +118,6 @@ def form_report(form: Form, output: Output) -> dict[str, Any]:
         "ok": int(output.ok.sum()),
         "rows_budget_levels": rows_budget(form.precision, form.determinism),
     }
-
-
-def failed(
-    difference: Difference,
-    held_to: str,
-    reports: list[dict[str, Any]],
-    what: str = "The second form",
-) -> list[str]:
-    """Return a sentence for everything that is beyond its budget; `what` is what differs from the first form."""
-    failures = []
-    try:
-        require(difference, held_to, what)
-    except ParityError as error:
-        failures.append(str(error))
-    for report in reports:
-        for size, levels in report["batches"].items():
-            if max(levels.values()) > report["rows_budget_levels"]:
-                failures.append(
-                    f"In batches of {size}, rows of {report['name']} differ by {levels['against_alone_levels']} "
-                    f"levels from the same rows alone, and equal rows by {levels['equal_rows_levels']}; "
-                    f"{report['rows_budget_levels']} are allowed."
-                )
-    return failures
 
 
 def require_packages() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from cat_serve.contract import Output
 from cat_serve.errors import ParityError
-from export.probes import pixels
+from export.probes import Engine, batch_invariant, duplicates_equal, pixels
 
 ALMOST_ALL = 99.99
 LEVELS = 256
@@ -137,3 +137,37 @@ def require(difference: Difference, precision: str, what: str) -> None:
             f"{ALMOST_ALL} %, worst {worst}, and no row that is not ok"
             + ("; --decoder-precision fp32 is the more exact fp16" if precision == "fp16" else ""),
         )
+
+
+def batch_report(engine: Engine, probe: Any, sizes: tuple[int, ...]) -> dict[str, dict[str, int]]:
+    """Return for each batch size how far, in levels, rows are from the same row alone, and equal rows apart."""
+    if not sizes:
+        return {}
+    alone = batch_invariant(engine, probe, sizes)
+    equal = duplicates_equal(engine, probe, sizes)
+    return {
+        str(n): {"against_alone_levels": alone[n], "equal_rows_levels": equal[n]} for n in sizes
+    }
+
+
+def failed(
+    difference: Difference,
+    held_to: str,
+    reports: list[dict[str, Any]],
+    what: str = "The second form",
+) -> list[str]:
+    """Return a sentence for everything that is beyond its budget; `what` is what differs from the first form."""
+    failures = []
+    try:
+        require(difference, held_to, what)
+    except ParityError as error:
+        failures.append(str(error))
+    for report in reports:
+        for size, levels in report["batches"].items():
+            if max(levels.values()) > report["rows_budget_levels"]:
+                failures.append(
+                    f"In batches of {size}, rows of {report['name']} differ by {levels['against_alone_levels']} "
+                    f"levels from the same rows alone, and equal rows by {levels['equal_rows_levels']}; "
+                    f"{report['rows_budget_levels']} are allowed."
+                )
+    return failures

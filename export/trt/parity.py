@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.comparison import batch_report, failed
-from export.parity import BUDGETS, compare, rows_budget
+from export.parity import BUDGETS, batch_report, compare, failed, rows_budget
 from export.probes import (
     MAX_CLASSES,
     RUN_BATCH,
