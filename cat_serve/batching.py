@@ -22,6 +22,7 @@ from cat_serve.backends.base import Engine
 from cat_serve.contract import Output
 from cat_serve.deadlines import NEVER, Deadline
 from cat_serve.errors import BackendUnavailable, Overloaded
+from cat_serve.metrics import Metrics
 from cat_serve.passes import Pass, Rows, Share, Ticket
 
 PACE_MEMORY = 0.8
@@ -100,20 +101,36 @@ class Batcher:
         engine: the model's engine.
         slots: as many as passes may run at the same time, for all models together.
         limits: see `Limits`.
+        metrics: where passes are counted.
     """
 
-    def __init__(self, engine: Engine, slots: asyncio.Semaphore, limits: Limits) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        slots: asyncio.Semaphore,
+        limits: Limits,
+        metrics: Metrics | None = None,
+    ) -> None:
         self.max_batch = min(limits.max_batch, engine.artefact.manifest.max_batch)
         self.waiting = 0
         self._engine = engine
         self._slots = slots
         self._limits = limits
+        self._metrics = metrics or Metrics()
         self._pace = Pace()
         self._queue: deque[Ticket] = deque()
         self._running: dict[Pass, asyncio.Task[None]] = {}
         self._news = asyncio.Event()
         self._closing = False
         self._dispatcher = asyncio.create_task(self._dispatch())
+
+    @property
+    def passes_in_flight(self) -> int:
+        return len(self._running)
+
+    def whole_seconds_for(self, images: int) -> int:
+        """Return how long so many images take at the pace of the latest passes, at least 1."""
+        return self._pace.whole_seconds_for(images)
 
     async def submit(self, rows: Rows, deadline: Deadline = NEVER) -> Made:
         """Make all rows. Cancelled or too late, it takes back those that did not start.
@@ -132,6 +149,7 @@ class Batcher:
             output = await deadline.hold(ticket.done, lambda: ticket.stage)
         finally:
             self._drop(ticket)
+            ticket.stages.leave()
         queue_s = time.perf_counter() - ticket.asked_s - ticket.busy_s
         return Made(output, 1e3 * queue_s, 1e3 * ticket.busy_s)
 
@@ -179,6 +197,7 @@ class Batcher:
                 continue
             entered_s = time.perf_counter()
             engine_pass = Pass(shares)
+            self._metrics.passed(self._engine.artefact.manifest.model, len(engine_pass))
             for (
                 share
             ) in shares:  # now, not when the task begins: a pass that ends between would miss them

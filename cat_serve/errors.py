@@ -12,6 +12,7 @@ CatServeError
  |- ParityError             two forms of one model disagree beyond the budget
  |- QualityError            a model was measured and is worse than required
  |- Overloaded              the waiting room is full; come back later
+ |   `- BudgetExceeded      what one caller may ask for is used up
  |- DeadlineExceeded        the time that the request was given is over
  `- BackendError            an engine could not do the work
      |- BackendUnavailable  no engine can take the work now
@@ -91,6 +92,10 @@ class ParityError(CatServeError):
 
 class Overloaded(CatServeError):
     code = "overloaded"
+
+
+class BudgetExceeded(Overloaded):
+    code = "budget_exceeded"
 
 
 class DeadlineExceeded(CatServeError):

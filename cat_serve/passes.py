@@ -14,6 +14,7 @@ from cat_serve.backends.base import Engine
 from cat_serve.contract import Batch, Output
 from cat_serve.deadlines import NEVER, Deadline, Stage
 from cat_serve.errors import InvalidInput
+from cat_serve.observation import OUTGOING, current
 
 
 class Rows(Protocol):
@@ -38,6 +39,9 @@ class Ticket:
         self.passes: set[Pass] = set()
         self._parts: dict[int, Output] = {}
         self._entered_s = 0.0
+        self._begun = False
+        self.stages = current().stages()
+        self.stages.enter("queue")
 
     @property
     def waiting(self) -> int:
@@ -49,6 +53,9 @@ class Ticket:
 
     def enter(self, engine_pass: Pass, now_s: float) -> None:
         """Note that rows go into the engine."""
+        if not self._begun:
+            self._begun = True
+            self.stages.enter("generate")
         if not self.passes:
             self._entered_s = now_s
         self.passes.add(engine_pass)
@@ -99,6 +106,8 @@ class Pass:
 
     async def run(self, engine: Engine) -> list[Output | Exception]:
         """Return what each share gets."""
+        if engine.has_queue:  # then all rows are of one request
+            OUTGOING.set(self.shares[0].ticket.stages.metadata())
         deadline = max((share.ticket.deadline for share in self.shares), key=lambda d: d.at_s)
         try:
             output = await engine.run(self._inputs, deadline)

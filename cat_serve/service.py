@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -16,13 +17,15 @@ from functools import cached_property
 import numpy as np
 
 from cat_serve.backends.base import Engine
-from cat_serve.batching import Batcher, Limits
+from cat_serve.batching import Batcher, Limits, Made
 from cat_serve.classes import Classes
 from cat_serve.contract import Batch, Output
 from cat_serve.deadlines import NEVER, Deadline
 from cat_serve.errors import BackendUnavailable, BadOutput, CatServeError, UnknownModel
 from cat_serve.latents import latents_from_seeds, seed_range
 from cat_serve.manifest import Artefact, Determinism
+from cat_serve.metrics import Metrics
+from cat_serve.observation import current
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +111,7 @@ class Service:
         open_engine: opens a model on its engine and proves it.
         concurrency: forward passes at the same time, of all models together.
         limits: how large requests, passes and queues may be.
+        metrics: where everything is counted.
     """
 
     def __init__(
@@ -117,9 +121,11 @@ class Service:
         open_engine: EngineFactory,
         concurrency: int = 2,
         limits: Limits | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.default = default
         self.limits = limits or Limits()
+        self.metrics = metrics or Metrics()
         self.models = {
             name: ServedModel(artefact, Classes(name, artefact.manifest.class_names))
             for name, artefact in artefacts.items()
@@ -132,6 +138,7 @@ class Service:
         self._engines: dict[str, Engine] = {}
         self._batchers: dict[str, Batcher] = {}
         self._slots = asyncio.Semaphore(concurrency)
+        self.metrics.watch(self)
 
     @property
     def phase(self) -> Phase:
@@ -181,13 +188,15 @@ class Service:
 
         Raises:
             BackendUnavailable: not ready, or failed.
-            Overloaded: too many images wait already.
+            Overloaded: too many images wait already, or the caller's budget does not allow them.
             DeadlineExceeded: they were not made in time.
             BackendError: the engine failed.
             BadOutput: it made something that must not be shown.
         """
-        made = await self._batcher(request.model.name).submit(request, deadline)
-        require_showable(made.output, request)
+        with self._observed(request) as batcher:
+            made = await batcher.submit(request, deadline)
+            require_showable(made.output, request)
+        self._count(request, made)
         return GeneratedImages(
             made.output.images,
             self.determinism(request.model.name),
@@ -204,6 +213,14 @@ class Service:
         """Return the engine of a model; None before it is loaded."""
         return self._engines.get(name)
 
+    def queued_images(self, name: str) -> int:
+        """Return how many images of a model wait and are in no forward pass."""
+        return self._batchers[name].waiting if name in self._batchers else 0
+
+    def passes_in_flight(self, name: str) -> int:
+        """Return how many forward passes of a model are under way."""
+        return self._batchers[name].passes_in_flight if name in self._batchers else 0
+
     def stop_accepting(self) -> None:
         """Report not ready from now on; requests that still come are served until the server closes."""
         if self._phase in (Phase.STARTING, Phase.READY):
@@ -216,6 +233,28 @@ class Service:
             await batcher.close()
         while self._engines:
             await self._engines.popitem()[1].close()
+
+    @contextmanager
+    def _observed(self, request: ImageRequest) -> Iterator[Batcher]:
+        """Note who asks for what, hold it to the caller's budget, and count images that must not be shown."""
+        observed, name = current(), request.model.name
+        observed.asked(request)
+        batcher = self._batcher(name)
+        try:
+            if observed.caller is None:
+                yield batcher
+            else:
+                with observed.caller.admitted(len(request), batcher.whole_seconds_for):
+                    yield batcher
+        except BadOutput as error:
+            self.metrics.bad(name, len(error.details.get("seeds", ())))
+            raise
+
+    def _count(self, request: ImageRequest, made: Made) -> None:
+        observed = current()
+        observed.timed(made.queue_ms, made.generate_ms)
+        key = observed.caller.name if observed.caller is not None else None
+        self.metrics.made(request.model.name, len(request), made.queue_ms, made.generate_ms, key)
 
     def _standing(self) -> tuple[Phase, str]:
         if self._phase is Phase.READY:
@@ -231,7 +270,7 @@ class Service:
     async def _open(self, name: str, artefact: Artefact) -> None:
         started = time.perf_counter()
         engine = self._engines[name] = await self._open_engine(artefact)
-        self._batchers[name] = Batcher(engine, self._slots, self.limits)
+        self._batchers[name] = Batcher(engine, self._slots, self.limits, self.metrics)
         spent_ms = 1e3 * (time.perf_counter() - started)
         logger.info("opened %s@%s in %.0f ms", name, artefact.version, spent_ms)
 

@@ -53,6 +53,10 @@ class TritonEngine:
         servers = f"{len(self.endpoints)} Triton server" + "s" * (len(self.endpoints) > 1)
         return f"none of {servers} can serve {self.artefact.manifest.model}"
 
+    def servers_ready(self) -> list[bool]:
+        """Return for each server, in the order of the settings, whether it gets calls."""
+        return [endpoint.state is State.READY for endpoint in self.endpoints]
+
     async def settle(self) -> None:
         """Wait until every server has proved itself, or failed to."""
         await asyncio.gather(*(endpoint.settled.wait() for endpoint in self.endpoints))

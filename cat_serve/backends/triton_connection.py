@@ -26,6 +26,7 @@ from cat_serve.deadlines import NEVER, Deadline
 from cat_serve.errors import BackendError, BackendUnavailable
 from cat_serve.golden import golden_pair, require_golden
 from cat_serve.manifest import Artefact, Determinism
+from cat_serve.observation import OUTGOING
 from cat_serve.passes import concatenated, sliced
 
 UNLIMITED = -1
@@ -101,7 +102,9 @@ class Connection:
         request = infer_request(batch, self._artefact, deadline)
         limit_s = max(0.0, deadline.left_s) if deadline.exists else None
         try:
-            response = await self._stub.ModelInfer(request, timeout=limit_s)
+            response = await self._stub.ModelInfer(
+                request, timeout=limit_s, metadata=OUTGOING.get() or None
+            )
             self.heard_s = time.perf_counter()
             return read_output(response, batch, self._artefact)
         except AioRpcError as error:

@@ -1,0 +1,179 @@
+"""OpenTelemetry traces of requests, with the extra `otel`; off unless the standard OTEL_* variables ask for them.
+
+A request is a span of the kind server, continued from the client's `traceparent`. Below it are `queue`, `generate` and
+`encode`; calls to Triton carry the context of `generate`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from cat_serve import __version__
+from cat_serve.errors import InvalidInput, MissingDependency
+from cat_serve.observation import Metadata, Observation, SpanName
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import Span
+
+EXPORTER = "OTEL_TRACES_EXPORTER"
+DISABLED = "OTEL_SDK_DISABLED"
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+EXPORTERS = ("otlp", "console", "none")
+SERVER_ERROR = 500
+
+
+class Tracing:
+    """Makes a trace of each request.
+
+    Args:
+        provider: sends the spans somewhere.
+    """
+
+    def __init__(self, provider: TracerProvider) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("cat-serve", __version__)
+
+    def begin(self, method: str, headers: Mapping[str, str]) -> RequestTrace:
+        """Begin the span of a request, below the span that the headers name, if they do."""
+        from opentelemetry import propagate
+        from opentelemetry.trace import SpanKind
+
+        span = self._tracer.start_span(
+            method, propagate.extract(dict(headers)), kind=SpanKind.SERVER
+        )
+        return RequestTrace(self._tracer, span)
+
+    def close(self) -> None:
+        """Send what was not sent yet; blocking."""
+        self._provider.shutdown()
+
+
+class RequestTrace:
+    """The span of one request; see `Trace`."""
+
+    def __init__(self, tracer: Any, span: Span) -> None:
+        self._tracer = tracer
+        self._span = span
+
+    def stages(self) -> SpanStages:
+        return SpanStages(self._tracer, self._span)
+
+    def end(self, method: str, route: str, status: int, observed: Observation) -> None:
+        """End the span and say what came of the request."""
+        from opentelemetry.trace import StatusCode
+
+        self._span.update_name(f"{method} {route}")
+        facts = {
+            "http.request.method": method,
+            "http.route": route,
+            "http.response.status_code": status,
+            "error.type": observed.code,
+            "cat_serve.request_id": observed.request_id,
+            "cat_serve.model": observed.label,
+            "cat_serve.class_id": observed.class_id,
+            "cat_serve.seed": observed.seed,
+            "cat_serve.n": observed.n,
+        }
+        self._span.set_attributes({k: v for k, v in facts.items() if v is not None})
+        if status >= SERVER_ERROR:
+            self._span.set_status(StatusCode.ERROR)
+        self._span.end()
+
+
+class SpanStages:
+    """See `Stages`; each is a span."""
+
+    def __init__(self, tracer: Any, parent: Span) -> None:
+        from opentelemetry.trace import set_span_in_context
+
+        self._tracer = tracer
+        self._context = set_span_in_context(parent)
+        self._span: Span | None = None
+
+    def enter(self, name: SpanName) -> None:
+        self.leave()
+        self._span = self._tracer.start_span(name, self._context)
+
+    def leave(self) -> None:
+        if self._span is not None:
+            self._span.end()
+            self._span = None
+
+    def metadata(self) -> Metadata:
+        from opentelemetry import propagate
+        from opentelemetry.trace import set_span_in_context
+
+        carrier: dict[str, str] = {}
+        context = set_span_in_context(self._span) if self._span is not None else self._context
+        propagate.inject(carrier, context)
+        return tuple(carrier.items())
+
+
+def wanted(environ: Mapping[str, str]) -> str | None:
+    """Return the exporter that the variables ask for; None if they ask for no traces.
+
+    Raises:
+        InvalidInput: an exporter that is not known here.
+    """
+    if environ.get(DISABLED, "").strip().lower() == "true":
+        return None
+    exporter = environ.get(EXPORTER, "").strip()
+    if not exporter:
+        return "otlp" if any(environ.get(name) for name in ENDPOINTS) else None
+    if exporter not in EXPORTERS:
+        raise InvalidInput(
+            f"{EXPORTER} is {exporter!r}.", code="bad_settings", hint=f"it may be {', '.join(EXPORTERS)}"
+        )  # fmt: skip
+    return None if exporter == "none" else exporter
+
+
+def from_environment(environ: Mapping[str, str] = os.environ) -> Tracing | None:
+    """Return what the OTEL_* variables ask for; the SDK itself reads the rest of them.
+
+    Raises:
+        InvalidInput: an exporter that is not known here.
+        MissingDependency: they ask for traces, and the packages are not installed.
+    """
+    exporter = wanted(environ)
+    if exporter is None:
+        return None
+    try:
+        from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        named = "OTEL_SERVICE_NAME" in environ or SERVICE_NAME in environ.get("OTEL_RESOURCE_ATTRIBUTES", "")  # fmt: skip
+        provider = TracerProvider(
+            resource=Resource.create({} if named else {SERVICE_NAME: "cat-serve"})
+        )
+        provider.add_span_processor(BatchSpanProcessor(_exporter(exporter, environ)))
+    except ImportError as error:
+        raise MissingDependency(
+            f"OTEL_* variables ask for traces, and {error.name} is not installed.",
+            hint=f"pip install 'cat-serve[otel]', or set {EXPORTER}=none",
+        ) from error
+    return Tracing(provider)
+
+
+def _exporter(name: str, environ: Mapping[str, str]) -> Any:
+    if name == "console":
+        import sys
+
+        from opentelemetry.sdk.trace.export import ConsoleSpanExporter
+
+        return ConsoleSpanExporter(out=sys.stderr)  # stdout is data
+    protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get(
+        "OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"
+    )
+    if protocol == "grpc":
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (
+            OTLPSpanExporter as GrpcExporter,
+        )
+
+        return GrpcExporter()
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    return OTLPSpanExporter()
