@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import (
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_settings import BaseSettings, CliSuppress, NoDecode, SettingsConfigDict
 
 from cat_serve.errors import InvalidInput
 
 ENV_PREFIX = "CAT_SERVE_"
 MAX_DEADLINE_MS = 3_600_000
+SECRETS = frozenset({"api_keys"})
 
 _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 
@@ -36,6 +45,18 @@ class RepositorySettings(BaseSettings):
     model: str | None = Field(
         None, description="the default model; if not set, the only one, or fashion-32"
     )
+
+    _flags: frozenset[str] = PrivateAttr(frozenset())
+
+    def came_by_flag(self, names: Iterable[str]) -> None:
+        """Note which settings were flags."""
+        self._flags = frozenset(names)
+
+    def source_of(self, name: str) -> str:
+        """Return where a setting comes from: `flag`, `environment` or `default`."""
+        if name in self._flags:
+            return "flag"
+        return "environment" if name in self.model_fields_set else "default"
 
 
 class Settings(RepositorySettings):
@@ -114,6 +135,32 @@ class Settings(RepositorySettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="what is logged to stderr"
     )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="lines for people, or one JSON object each"
+    )
+    api_keys_file: Path | None = Field(
+        None,
+        description="TOML file of names and API keys; with keys, /generate and most others want one",
+    )
+    # Everybody on the machine can read the flags of a process.
+    api_keys: CliSuppress[SecretStr | None] = Field(
+        None, description="more keys, as name=key,name=key; only as an environment variable"
+    )
+    key_images_per_minute: int = Field(
+        0, ge=0, description="images a minute for a key that has no number of its own; 0: no limit"
+    )
+    key_queued_images: int = Field(
+        0,
+        ge=0,
+        description="images that may wait for a key without a number of its own; 0: no limit",
+    )
+    admin_host: str = Field("127.0.0.1", description="address of the admin port")
+    admin_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="a second port for /metrics, /healthz, /readyz and /config; then /metrics is only there",
+    )
 
     @field_validator("triton_url", mode="before")
     @classmethod
@@ -158,7 +205,6 @@ def explain(error: ValidationError) -> InvalidInput:
     for problem in error.errors(include_url=False):
         name = str(problem["loc"][0])
         flag = "--" + name.replace("_", "-")
-        lines.append(
-            f"{ENV_PREFIX}{name.upper()} ({flag}) is {problem['input']!r}: {problem['msg']}"
-        )
+        shown = "not shown" if name in SECRETS else repr(problem["input"])
+        lines.append(f"{ENV_PREFIX}{name.upper()} ({flag}) is {shown}: {problem['msg']}")
     return InvalidInput("; ".join(lines) + ".", code="bad_settings", hint="cat-serve serve --help")

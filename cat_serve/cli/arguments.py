@@ -44,15 +44,24 @@ def read_settings(arguments: argparse.Namespace) -> Any:
     """
     from pydantic import ValidationError
 
-    from cat_serve.settings import explain
+    from cat_serve.errors import InvalidInput
+    from cat_serve.settings import SECRETS, explain
 
     source: CliSettingsSource[Any] = arguments.source
     fields = arguments.settings.model_fields
     given = {name: value for name, value in vars(arguments).items() if name in fields}
+    for name in SECRETS & given.keys():
+        raise InvalidInput(
+            f"--{name.replace('_', '-')} would be readable to everybody on this machine.",
+            code="bad_settings",
+            hint="set the environment variable, or name a file with --api-keys-file",
+        )
     try:
-        return arguments.settings(_cli_settings_source=source(parsed_args=given))
+        settings = arguments.settings(_cli_settings_source=source(parsed_args=given))
     except ValidationError as error:
         raise explain(error) from error
+    settings.came_by_flag(given)
+    return settings
 
 
 def read_models(settings: RepositorySettings) -> tuple[dict[str, Artefact], str]:

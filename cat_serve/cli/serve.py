@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import sys
+import argparse
+import json
 from typing import TYPE_CHECKING, Any
 
-from cat_serve.cli.arguments import add_settings_command, read_models
+from cat_serve.cli.arguments import add_settings_command, read_models, read_settings
 
 if TYPE_CHECKING:
     from cat_serve.settings import Settings
@@ -16,16 +16,38 @@ def add_to(commands: Any) -> None:
     """Add the command."""
     from cat_serve.settings import Settings
 
-    add_settings_command(commands, "serve", "serve the models over HTTP", Settings, serve)
+    parser = add_settings_command(commands, "serve", "serve the models over HTTP", Settings, serve)
+    parser.add_argument(
+        "--print-config",
+        nargs="?",
+        const="text",
+        choices=("text", "json"),
+        help="print every setting, and where it comes from, instead of serving",
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    settings = read_settings(arguments)
+    if arguments.print_config is None:
+        serve(settings)
+    else:
+        print_config(settings, arguments.print_config)
+
+
+def print_config(settings: Settings, form: str) -> None:
+    """Print every setting, where it comes from, and no secret."""
+    from cat_serve import configuration
+
+    as_json = form == "json"
+    print(json.dumps(configuration.as_object(settings)) if as_json else configuration.as_text(settings))  # fmt: skip
 
 
 def serve(settings: Settings) -> None:
     """Serve until a signal."""
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    from cat_serve import logs
+
+    logs.configure(settings.log_level, settings.log_format)
     artefacts, _ = read_models(settings)
     from cat_serve.web.server import serve as serve_http
 
