@@ -1,0 +1,157 @@
+"""What each call sends, and how its answer is read; both clients make these."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import httpx
+
+from cat_serve.client.results import Determinism, Image, Images, ModelCard, ModelClasses, Timings
+from cat_serve.errors import BackendError, InvalidInput
+from cat_serve.images import Format
+from cat_serve.latents import MAX_SEED
+
+T = TypeVar("T")
+
+ClassLike = int | str | Mapping[int, float]
+Seeds = str | Iterable[int]
+
+_TIMING = re.compile(r"(\w+);dur=([0-9.]+)")
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One request, which may be repeated, and the reader of its answer; the reader also gets the number of attempts."""
+
+    method: str
+    path: str
+    read: Callable[[httpx.Response, int], T]
+    json: Mapping[str, Any] | None = None
+    params: Mapping[str, str] | None = None
+
+
+def generate_call(
+    class_: ClassLike, *, seed: int | None, n: int, seeds: Seeds | None, truncation_psi: float,
+    stage: int | None, format: Format, model: str | None,
+) -> Call[Images]:  # fmt: skip
+    """Ask for images; a seed that is not given is drawn now, so that every attempt asks for the same.
+
+    Raises:
+        InvalidInput: `seeds` is given together with `seed` or `n`, or a number is none.
+    """
+    if not math.isfinite(truncation_psi):  # JSON has no word for it
+        raise InvalidInput(f"truncation_psi is {truncation_psi}.", code="bad_truncation_psi",
+                           hint="a number from 0 to 1", got=str(truncation_psi))  # fmt: skip
+    body: dict[str, Any] = {
+        "class": class_text(class_), "truncation_psi": truncation_psi, "stage": stage,
+        "format": format, "model": model,
+    }  # fmt: skip
+    if seeds is None:
+        body |= {"seed": draw_seed(n) if seed is None else seed, "n": n}
+        several = n != 1
+    elif seed is None and n == 1:
+        body["seeds"] = seeds if isinstance(seeds, str) else ",".join(map(str, seeds))
+        several = True
+    else:
+        raise InvalidInput("seeds says which images are made, so seed and n cannot.",
+                           hint="give seeds, or seed and n")  # fmt: skip
+    body["response"] = "json" if several else "image"
+    sent = {name: value for name, value in body.items() if value is not None}
+    return Call("POST", "generate", _read_several if several else _read_one, json=sent)
+
+
+def class_text(class_: ClassLike) -> str:
+    """Return a class as the server takes it; a mapping of indices to weights is a mixture."""
+    if isinstance(class_, Mapping):
+        return ",".join(f"{index}:{weight!r}" for index, weight in class_.items())
+    return str(class_)
+
+
+def draw_seed(n: int) -> int:
+    """Draw the seed of `n` images; image i has seed + i, which must not pass the last seed."""
+    return secrets.randbelow(max(1, MAX_SEED + 2 - n))
+
+
+def classes_call(model: str | None) -> Call[tuple[ModelClasses, ...]]:
+    """Ask for the classes of every model, or of one."""
+    params = None if model is None else {"model": model}
+    return Call("GET", "classes", lambda answer, _: _listed(answer, _classes), params=params)
+
+
+def models_call() -> Call[tuple[ModelCard, ...]]:
+    """Ask for the card of every model."""
+    return Call("GET", "models", lambda answer, _: _listed(answer, _card))
+
+
+def ready_call() -> Call[bool]:
+    """Ask whether images can be had."""
+    return Call("GET", "readyz", lambda answer, _: True)
+
+
+def understood(call: Call[T], answer: httpx.Response, attempts: int) -> T:
+    """Return what a success says.
+
+    Raises:
+        BackendError: it is not one of cat-serve's.
+    """
+    try:
+        return call.read(answer, attempts)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BackendError(
+            f"{answer.url.host} answered {call.method} {answer.url.path} with something that is not "
+            f"cat-serve's: {type(error).__name__} {error}.",
+            hint="is this the address of a cat-serve, of this version?",
+        ) from error
+
+
+def _read_one(answer: httpx.Response, attempts: int) -> Images:
+    headers = answer.headers
+    media_type = headers["Content-Type"]
+    image = Image(answer.content, media_type, int(headers["X-Seed"]))
+    return _images(answer, attempts, (image,))
+
+
+def _read_several(answer: httpx.Response, attempts: int) -> Images:
+    told = answer.json()
+    media_type = told["media_type"]
+    images = (
+        Image(base64.b64decode(each["base64"], validate=True), media_type, each["seed"])
+        for each in told["images"]
+    )
+    return _images(answer, attempts, tuple(images))
+
+
+def _images(answer: httpx.Response, attempts: int, images: tuple[Image, ...]) -> Images:
+    headers = answer.headers
+    model, _, version = headers["X-Model"].rpartition("@")
+    spent_ms = {name: float(ms) for name, ms in _TIMING.findall(headers["Server-Timing"])}
+    timings = Timings(spent_ms["queue"], spent_ms["generate"], spent_ms["encode"])
+    determinism: Determinism = "bytes" if headers["X-Determinism"] == "bytes" else "latent"
+    return Images(
+        images, model, version, headers["X-Class"], determinism, timings, headers["X-Request-Id"],
+        attempts,
+    )  # fmt: skip
+
+
+def _listed(answer: httpx.Response, read: Callable[[Mapping[str, Any]], T]) -> tuple[T, ...]:
+    return tuple(read(each) for each in answer.json()["models"])
+
+
+def _classes(told: Mapping[str, Any]) -> ModelClasses:
+    names = tuple(each["name"] for each in sorted(told["classes"], key=lambda each: each["index"]))
+    return ModelClasses(told["model"], told["version"], told["default"], names)
+
+
+def _card(told: Mapping[str, Any]) -> ModelCard:
+    height, width = told["image_size"]
+    return ModelCard(
+        told["name"], told["version"], told["default"], told["num_classes"], (height, width),
+        told["backend"], told["precision"], told["determinism"],
+        told["limits"]["max_images_per_request"], told,
+    )  # fmt: skip
