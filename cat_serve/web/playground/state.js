@@ -1,0 +1,67 @@
+// What is shown, as values and as the address of the page: #class=7&seed=42&psi=0.7&n=9
+
+export const MAX_SEED = 2 ** 32 - 1;
+
+const FIRST = {
+  model: "", class: "0", mix: "", weight: 0.5, seed: "", psi: 1, n: 1, stage: 0, to: "", toSeed: "",
+};
+const NAMES = Object.keys(FIRST);
+
+/** Return the state that a hash describes; what it does not name has its first value. */
+export function parse(hash) {
+  const given = new URLSearchParams(hash.replace(/^#/, ""));
+  const state = { ...FIRST };
+  for (const name of NAMES) {
+    const text = given.get(name);
+    if (text === null) continue;
+    // A number that is none stays text: the server then says what it accepts.
+    state[name] = typeof FIRST[name] === "number" && text.trim() !== "" && isFinite(text) ? Number(text) : text;
+  }
+  return state;
+}
+
+/** Return the shortest hash from which `parse` makes this state again. */
+export function format(state) {
+  const told = new URLSearchParams();
+  for (const name of NAMES) {
+    if (name === "weight" && state.mix === "") continue;
+    if (name === "class" || String(state[name]) !== String(FIRST[name])) told.set(name, state[name]);
+  }
+  return `#${told}`;
+}
+
+/** Return a seed that leaves room for `n` images. */
+export function draw(n = 1) {
+  const [drawn] = crypto.getRandomValues(new Uint32Array(1));
+  return String(Math.min(drawn, MAX_SEED + 1 - n));
+}
+
+/** Return the seed `step` further, or null where there is none. */
+export function neighbour(seed, step) {
+  const moved = /^\d+$/.test(seed) ? Number(seed) + step : NaN;
+  return moved >= 0 && moved <= MAX_SEED ? String(moved) : null;
+}
+
+/** Return the class parameter: an index, or two indices with their weights. */
+export function classOf(state) {
+  if (state.mix === "" || state.mix === state.class) return state.class;
+  const second = Math.round(state.weight * 100) / 100;
+  if (second === 0) return state.class;
+  if (second === 1) return state.mix;
+  return `${state.class}:${Math.round(100 - second * 100) / 100},${state.mix}:${second}`;
+}
+
+/** Return the parameters of the request that makes what is shown, without what is the server's default. */
+export function request(state, defaultModel) {
+  const asked = { class: classOf(state), seed: state.seed };
+  if (state.psi !== 1) asked.truncation_psi = state.psi;
+  if (state.n !== 1) asked.n = state.n;
+  if (state.stage) asked.stage = state.stage;
+  if (state.model && state.model !== defaultModel) asked.model = state.model;
+  return asked;
+}
+
+/** Return parameters as a query that people can read; a comma and a colon need no escape there. */
+export function query(asked) {
+  return String(new URLSearchParams(asked)).replaceAll("%3A", ":").replaceAll("%2C", ",");
+}
