@@ -14,12 +14,16 @@ from cat_serve import __version__, backends
 from cat_serve.backends.base import EngineOptions, TritonOptions
 from cat_serve.backends.local import BackendFactory, LocalEngine
 from cat_serve.batching import Limits
+from cat_serve.keys import read_keys
 from cat_serve.manifest import Artefact
 from cat_serve.repository import choose_default, find_repository, load_models
 from cat_serve.service import EngineFactory, Service
 from cat_serve.settings import Settings
-from cat_serve.web import generate, problems, routes, schemas
+from cat_serve.tracing import Tracing, from_environment
+from cat_serve.web import admin, generate, playground, problems, routes, schemas
+from cat_serve.web.authorization import RequireKey
 from cat_serve.web.middleware import BodyLimit, RequestId
+from cat_serve.web.observed import Observed
 
 DESCRIPTION = """One-step class-conditional images.
 
@@ -36,12 +40,14 @@ def create_app(
     settings: Settings,
     artefacts: Mapping[str, Artefact] | None = None,
     open_engine: BackendFactory | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """Return the application; its engines are opened when it starts and closed when it stops.
 
     Args:
         artefacts: the models, if they were read before; by default those of the repository.
         open_engine: opens a model inside this process; by default the engine that the settings name is opened.
+        tracing: where traces go; by default where the OTEL_* variables say, if they do.
 
     Raises:
         ArtefactError: a model is damaged, or there is none.
@@ -66,13 +72,35 @@ def create_app(
         title="cat-serve", version=__version__, description=DESCRIPTION, lifespan=_lifespan
     )
     app.state.service = service
+    app.state.tracing = tracing or from_environment()
     app.include_router(generate.router)
     app.include_router(routes.router)
-    app.add_middleware(BodyLimit)
-    app.add_middleware(RequestId)  # added last, so outermost: refusals carry an id too
+    app.include_router(playground.router)
+    if settings.admin_port is None:
+        app.include_router(admin.router)
+    _add_middleware(app, settings)
     problems.install(app, schemas.accepted(settings.max_images_per_request))
     _document(app)
     return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings) -> None:
+    """Wrap the application; what is added last is outermost."""
+    variable = settings.api_keys.get_secret_value() if settings.api_keys else None
+    keys = read_keys(
+        settings.api_keys_file, variable, settings.key_images_per_minute, settings.key_queued_images
+    )
+    app.add_middleware(BodyLimit)
+    if keys is not None:
+        app.add_middleware(RequireKey, keys)
+    paths = {getattr(route, "path", "{") for route in app.routes}
+    app.add_middleware(
+        Observed,
+        app.state.service.metrics,
+        app.state.tracing,
+        {path for path in paths if "{" not in path},
+    )
+    app.add_middleware(RequestId)  # refusals carry an id, too
 
 
 def engine_opener(settings: Settings, open_here: BackendFactory | None = None) -> EngineFactory:
@@ -105,6 +133,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service.stop_accepting()
     await starting
     await service.close()
+    if app.state.tracing is not None:
+        await asyncio.to_thread(app.state.tracing.close)
 
 
 def _document(app: FastAPI) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
-import time
 from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
@@ -14,6 +12,7 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from cat_serve.errors import InvalidInput
 from cat_serve.images import MEDIA_TYPES
 from cat_serve.latents import MAX_SEED, seed_range
+from cat_serve.observation import current
 from cat_serve.service import GeneratedImages, ImageRequest, Service
 from cat_serve.web import schemas
 from cat_serve.web.answers import (
@@ -24,10 +23,7 @@ from cat_serve.web.answers import (
     require_fits,
 )
 from cat_serve.web.dependencies import TheDeadline, TheService, only, problems
-
-logger = logging.getLogger(__name__)
-
-CLIENT_GONE = 499  # nobody reads it
+from cat_serve.web.observed import CLIENT_GONE
 
 router = APIRouter()
 
@@ -57,7 +53,7 @@ ANSWER: dict[str, Any] = {
 @router.post(
     "/generate",
     response_class=Response,
-    responses={200: ANSWER, **problems(404, 413, 422, 429, 500, 502, 503, 504)},
+    responses={200: ANSWER, **problems(401, 404, 413, 422, 429, 500, 502, 503, 504)},
     dependencies=[only(*schemas.ACCEPTED)],
     summary="Generate images of a class",
 )
@@ -87,12 +83,12 @@ async def generate(
     require_fits(asked, parameters.format, form)
     images = await unless_gone(request, service.generate(asked, deadline))
     if images is None:
-        logger.info("request %s: the client is gone", request.state.request_id)
         return Response(status_code=CLIENT_GONE)
-    started = time.perf_counter()
-    encoding = asyncio.to_thread(answer, asked, images.pixels, parameters.format, form)
-    content, media_type = await deadline.hold(encoding, lambda: "encode")
-    encode_ms = 1e3 * (time.perf_counter() - started)
+    observed = current()
+    with observed.encoding():
+        encoding = asyncio.to_thread(answer, asked, images.pixels, parameters.format, form)
+        content, media_type = await deadline.hold(encoding, lambda: "encode")
+    encode_ms = observed.encode_ms or 0.0
     return Response(content, media_type=media_type, headers=headers(asked, images, encode_ms))
 
 

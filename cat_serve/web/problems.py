@@ -18,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from cat_serve.errors import CatServeError
+from cat_serve.observation import current
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +52,14 @@ PROBLEMS: dict[str, Kind] = {
     "bad_response":        Kind(422, "The form of the answer is not available"),
     "bad_model":           Kind(422, "The model's name is not a name"),
     "bad_deadline":        Kind(422, "The deadline is not in the accepted range"),
+    "unauthorized":        Kind(401, "The request has no valid API key"),
     "body_too_large":      Kind(413, "The body is too large"),
     "unknown_model":       Kind(404, "There is no such model"),
     "not_found":           Kind(404, "There is no such address"),
     "method_not_allowed":  Kind(405, "This address does not take this method"),
     # the request may be sent again as it is
     "overloaded":          Kind(429, "Too many images are waiting"),
+    "budget_exceeded":     Kind(429, "The budget of the API key does not allow so many images now"),
     "not_ready":           Kind(503, "The service is not ready"),
     "backend_unavailable": Kind(503, "No engine can take the request"),
     "deadline_exceeded":   Kind(504, "The time that the request was given is over"),
@@ -86,6 +89,7 @@ def problem(
 ) -> Response:
     """Return the response for `code`; members that are None are left out."""
     kind = PROBLEMS[code]
+    current().code = code
     request_id = getattr(request.state, "request_id", None)
     content = {
         "type": TYPE_PREFIX + code,

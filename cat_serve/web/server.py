@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from types import FrameType
 
 import uvicorn
@@ -18,9 +19,12 @@ from cat_serve.errors import CatServeError, MissingDependency
 from cat_serve.manifest import Artefact
 from cat_serve.service import Phase, Service
 from cat_serve.settings import Settings
+from cat_serve.web.admin import create_admin_app
 from cat_serve.web.app import create_app
 
 BACKLOG = 2048
+ADMIN_SETTING = "ADMIN_"
+ADMIN_GRACE_S = 2
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
@@ -54,12 +58,24 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def bind(host: str, port: int) -> socket.socket:
+class AdminServer(uvicorn.Server):
+    """uvicorn, except that signals are the public server's; it is told to leave when that has left."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def bind(host: str, port: int, setting: str = "") -> socket.socket:
     """Return a listening socket.
+
+    Args:
+        setting: `ADMIN_` if the address is the admin port's.
 
     Raises:
         MissingDependency: the port is taken, or the address is not this machine's.
     """
+    flag = "--" + setting.lower().replace("_", "-")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio turns Nagle off (40 ms on kept connections) only if the protocol is named.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -72,11 +88,11 @@ def bind(host: str, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             raise MissingDependency(
                 f"Port {port} on {host} is taken by another process.",
-                hint="choose another with CAT_SERVE_PORT (or --port)",
+                hint=f"choose another with CAT_SERVE_{setting}PORT (or {flag}port)",
             ) from error
         raise MissingDependency(
             f"Cannot listen on {host} port {port}: {error.strerror}.",
-            hint="set CAT_SERVE_HOST and CAT_SERVE_PORT (or --host and --port)",
+            hint=f"set CAT_SERVE_{setting}HOST and CAT_SERVE_{setting}PORT (or {flag}host and {flag}port)",
         ) from error
     return listener
 
@@ -91,48 +107,88 @@ def serve(
     Raises:
         CatServeError: the port is taken, or a model cannot be served.
     """
-    with bind(settings.host, settings.port) as listener:
-        failure = asyncio.run(
-            _serve(settings, create_app(settings, artefacts, open_engine), listener)
-        )
+    with contextlib.ExitStack() as listeners:
+        listener = listeners.enter_context(bind(settings.host, settings.port))
+        admin = None
+        if settings.admin_port is not None:
+            admin = listeners.enter_context(
+                bind(settings.admin_host, settings.admin_port, ADMIN_SETTING)
+            )
+        app = create_app(settings, artefacts, open_engine)
+        failure = asyncio.run(_serve(settings, app, listener, admin))
     if isinstance(failure, CatServeError):
         raise failure
     if failure is not None:
         raise CatServeError("The models could not be loaded; the log says why.") from failure
 
 
-async def _serve(settings: Settings, app: FastAPI, listener: socket.socket) -> Exception | None:
+async def _serve(
+    settings: Settings, app: FastAPI, listener: socket.socket, admin_listener: socket.socket | None
+) -> Exception | None:
     service: Service = app.state.service
     config = uvicorn.Config(
         app,
         log_config=None,
+        access_log=False,  # `Observed` writes that line
         lifespan="on",
         server_header=False,
         timeout_graceful_shutdown=settings.shutdown_grace_s,
     )
     server = Server(config, service, settings.shutdown_delay_s)
-    serving = asyncio.create_task(server.serve([listener]))
-    settled = asyncio.create_task(service.settled.wait())
-    await asyncio.wait([serving, settled], return_when=asyncio.FIRST_COMPLETED)
-    if service.phase is Phase.FAILED:
-        server.leave()
-    elif service.phase is Phase.READY:
-        print(banner(listener, service), file=sys.stderr, flush=True)
-    elif service.phase is Phase.UNAVAILABLE:
-        print(f"waiting: {service.reason}", file=sys.stderr, flush=True)
-    await serving
-    settled.cancel()
+    async with _admin(settings, service, admin_listener):
+        serving = asyncio.create_task(server.serve([listener]))
+        settled = asyncio.create_task(service.settled.wait())
+        await asyncio.wait([serving, settled], return_when=asyncio.FIRST_COMPLETED)
+        if service.phase is Phase.FAILED:
+            server.leave()
+        elif service.phase is Phase.READY:
+            print(banner(listener, service), file=sys.stderr, flush=True)
+        elif service.phase is Phase.UNAVAILABLE:
+            print(f"waiting: {service.reason}", file=sys.stderr, flush=True)
+        await serving
+        settled.cancel()
     return service.failure
+
+
+@contextlib.asynccontextmanager
+async def _admin(
+    settings: Settings, service: Service, listener: socket.socket | None
+) -> AsyncIterator[None]:
+    """Serve the admin port, if there is one, until the block ends: also while the public port is being closed."""
+    if listener is None:
+        yield
+        return
+    config = uvicorn.Config(
+        create_admin_app(service, settings),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=ADMIN_GRACE_S,
+    )
+    server = AdminServer(config)
+    serving = asyncio.create_task(server.serve([listener]))
+    print(f"metrics and settings are on {address_of(listener)}", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await serving
 
 
 def banner(listener: socket.socket, service: Service) -> str:
     """Return what a person at the terminal wants to know: the address, and a line to paste."""
-    host, port = listener.getsockname()[:2]
-    host = EVERYWHERE.get(host, host)
-    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    address = address_of(listener)
     model = service.model(None)
     last = len(model.classes) - 1
     return (
         f"{model.label} is ready on {address} (documentation: {address}/docs)\n"
         f"  curl -X POST '{address}/generate?class={min(7, last)}&seed=1' --output image.png"
     )
+
+
+def address_of(listener: socket.socket) -> str:
+    """Return where a browser on this machine finds a listener."""
+    host, port = listener.getsockname()[:2]
+    host = EVERYWHERE.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
