@@ -11,6 +11,8 @@ PIP    := -m pip install --quiet --disable-pip-version-check --constraint constr
 
 # Garment photographs, a Debian package: https://packages.debian.org/dataset-fashion-mnist
 FASHION_MNIST := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
+# The browser that tests of the playground drive: https://packages.debian.org/chromium
+CHROMIUM := $(firstword $(shell which chromium chromium-browser google-chrome 2>/dev/null) /usr/bin/chromium)
 
 .DEFAULT_GOAL := help
 
@@ -60,6 +62,9 @@ $(CHECKOV)/installed: deploy/checkov.txt
 $(FASHION_MNIST):
 	@.ci/install-debian dataset-fashion-mnist
 
+$(CHROMIUM):
+	@.ci/install-debian chromium
+
 # --- the two commands ------------------------------------------------------------------------
 
 serve: $(SERVE)/installed  ## serve the model that ships in this repository on 127.0.0.1:8000
@@ -68,10 +73,10 @@ serve: $(SERVE)/installed  ## serve the model that ships in this repository on 1
 triton: $(DEV)/installed $(TRITON)/installed  ## serve the same repository with a real Triton (gRPC on 8001)
 	@exec $(DEV)/bin/python -m export.triton_server --repository model_repository
 
-test: $(DEV)/installed $(TRITON)/installed | $(FASHION_MNIST)  ## run the quick test suite
+test: $(DEV)/installed $(TRITON)/installed | $(FASHION_MNIST) $(CHROMIUM)  ## run the quick test suite
 	$(DEV)/bin/python -m pytest -m 'not slow'
 
-test-all: $(DEV)/installed $(TRITON)/installed | $(FASHION_MNIST)  ## run every test, the slow ones too
+test-all: $(DEV)/installed $(TRITON)/installed | $(FASHION_MNIST) $(CHROMIUM)  ## run every test, the slow ones too
 	$(DEV)/bin/python -m pytest
 
 check: $(DEV)/installed  ## formatting, lint, types, import rules, Dockerfile, manifests, then the tests

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -12,16 +13,22 @@ import pytest
 pytest_plugins = ["tests.triton_servers"]
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave tests out that need a Debian package which is not here; under CI they run, and fail."""
-    if FASHION_MNIST.is_dir() or os.environ.get("CI"):
+    if os.environ.get("CI"):
         return
-    reason = "needs the Debian package dataset-fashion-mnist: apt-get install dataset-fashion-mnist"
+    missing = {
+        "fashion_mnist": None if FASHION_MNIST.is_dir() else "dataset-fashion-mnist",
+        "chromium": None if any(map(shutil.which, BROWSERS)) else "chromium",
+    }
     for item in items:
-        if item.get_closest_marker("fashion_mnist"):
-            item.add_marker(pytest.mark.skip(reason=reason))
+        for marker, package in missing.items():
+            if package is not None and item.get_closest_marker(marker):
+                reason = f"needs the Debian package {package}: apt-get install {package}"
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import RedirectResponse
 
 from cat_serve.service import Phase, ServedModel, Service
 from cat_serve.web import schemas
@@ -60,6 +59,7 @@ def _card(service: Service, served: ServedModel) -> schemas.ModelCard:
         precision=None if engine is None else engine.precision,
         determinism=service.determinism(served.name),
         truncation_psi=manifest.psi,
+        stages=manifest.stages,
         parity=manifest.parity,
         source=manifest.source,
         files={
@@ -90,8 +90,3 @@ async def readyz(request: Request, service: TheService) -> Any:
         return schemas.Health(status="ready")
     detail = f"The service is {service.phase}: {service.reason}"
     return problem(request, "not_ready", detail, phase=service.phase, retry_after_s=1)
-
-
-@router.get("/", include_in_schema=False)
-async def root() -> RedirectResponse:
-    return RedirectResponse("docs")

@@ -190,6 +190,7 @@ class ModelCard(BaseModel):
         description="`latent` also while the model is not loaded yet"
     )
     truncation_psi: dict[str, Any] = Field(description="what the parameter means for this model")
+    stages: int = Field(description="stages whose images can be had; 0: none")
     parity: dict[str, Any]
     source: dict[str, Any]
     files: dict[str, ModelFile] = Field(description="every file that is executed or compared")

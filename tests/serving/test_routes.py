@@ -105,12 +105,6 @@ async def test_openapi_documents_class_examples_and_every_code(running: Any) -> 
     assert "HTTPValidationError" not in str(document)
 
 
-async def test_root_leads_to_the_documentation(running: Any) -> None:
-    answer = await running.client.get("/", follow_redirects=True)
-    assert answer.url.path == "/docs"
-    assert answer.status_code == 200
-
-
 async def test_documentation_needs_no_other_host(running: Any) -> None:
     page = (await running.client.get("/docs")).text
     assets = re.findall(r"""(?:src|href)=["']([^"']+)["']""", page)
