@@ -93,12 +93,8 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     app.add_middleware(BodyLimit)
     if keys is not None:
         app.add_middleware(RequireKey, keys)
-    paths = {getattr(route, "path", "{") for route in app.routes}
     app.add_middleware(
-        Observed,
-        app.state.service.metrics,
-        app.state.tracing,
-        {path for path in paths if "{" not in path},
+        Observed, app.state.service.metrics, app.state.tracing, lambda: app.openapi()["paths"]
     )
     app.add_middleware(RequestId)  # refusals carry an id, too
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,16 +26,21 @@ class Observed:
     """Give every request an `Observation`, and tell what stands on it when the answer is sent.
 
     Args:
-        paths: routes without placeholders, to name a request that was answered before it was routed.
+        paths: returns the declared routes, to name a request that was answered before it was routed.
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None, paths: Iterable[str]
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        tracing: Tracing | None,
+        paths: Callable[[], Iterable[str]],
     ) -> None:
         self.app = app
         self._metrics = metrics
         self._tracing = tracing
-        self._paths = frozenset(paths)
+        self._declared = paths
+        self._paths: frozenset[str] | None = None  # asked for when it is needed: it takes a while
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,6 +83,8 @@ class Observed:
         declared = getattr(scope.get("route"), "path", None)
         if declared is not None:
             return str(declared)
+        if self._paths is None:
+            self._paths = frozenset(self._declared())
         return scope["path"] if scope["path"] in self._paths else OTHER
 
     def _count(self, route: str, status: int, seconds: float, observed: Observation) -> None:

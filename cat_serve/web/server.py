@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import signal
 import socket
 import sys
@@ -21,6 +22,8 @@ from cat_serve.service import Phase, Service
 from cat_serve.settings import Settings
 from cat_serve.web.admin import create_admin_app
 from cat_serve.web.app import create_app
+
+logger = logging.getLogger(__name__)
 
 BACKLOG = 2048
 ADMIN_SETTING = "ADMIN_"
@@ -142,9 +145,9 @@ async def _serve(
         if service.phase is Phase.FAILED:
             server.leave()
         elif service.phase is Phase.READY:
-            print(banner(listener, service), file=sys.stderr, flush=True)
+            announce(banner(listener, service), settings)
         elif service.phase is Phase.UNAVAILABLE:
-            print(f"waiting: {service.reason}", file=sys.stderr, flush=True)
+            announce(f"waiting: {service.reason}", settings)
         await serving
         settled.cancel()
     return service.failure
@@ -168,12 +171,20 @@ async def _admin(
     )
     server = AdminServer(config)
     serving = asyncio.create_task(server.serve([listener]))
-    print(f"metrics and settings are on {address_of(listener)}", file=sys.stderr, flush=True)
+    announce(f"metrics and settings are on {address_of(listener)}", settings)
     try:
         yield
     finally:
         server.should_exit = True
         await serving
+
+
+def announce(text: str, settings: Settings) -> None:
+    """Tell the person at the terminal, whatever the log level; where all lines are JSON, this is one, too."""
+    if settings.log_format == "json":
+        logger.info(text)
+    else:
+        print(text, file=sys.stderr, flush=True)
 
 
 def banner(listener: socket.socket, service: Service) -> str:
