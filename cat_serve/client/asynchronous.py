@@ -146,7 +146,7 @@ class AsyncClient:
             with anyio.fail_after(attempts.left_s):
                 answer = await self._http.send(request, stream=True)
                 try:
-                    pieces = [piece async for piece in answer.aiter_raw()]
+                    pieces = [piece async for piece in answer.aiter_bytes()]
                 finally:
                     with anyio.CancelScope(shield=True):
                         await answer.aclose()

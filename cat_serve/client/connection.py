@@ -40,10 +40,12 @@ def options(base_url: str, api_key: str | None) -> dict[str, Any]:
 
 
 def whole(answer: httpx.Response, pieces: Iterable[bytes]) -> httpx.Response:
-    """Return an answer that was read piece by piece, undecoded, as one that has its content."""
+    """Return an answer that was read piece by piece, and decoded, as one that has its content."""
+    sizes = ("content-encoding", "content-length", "transfer-encoding")  # of what was sent
+    headers = [item for item in answer.headers.multi_items() if item[0] not in sizes]
     return httpx.Response(
         answer.status_code,
-        headers=answer.headers,
+        headers=headers,
         content=b"".join(pieces),
         request=answer.request,
         extensions={"reason_phrase": answer.extensions.get("reason_phrase", b"")},

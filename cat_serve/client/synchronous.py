@@ -171,7 +171,7 @@ class Client:
         answer = self._http.send(request, stream=True)
         pieces: list[bytes] = []
         try:
-            for piece in answer.iter_raw():
+            for piece in answer.iter_bytes():
                 pieces.append(piece)
                 if attempts.left_s <= 0:
                     raise attempts.too_late()

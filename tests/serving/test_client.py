@@ -1,0 +1,286 @@
+"""Both clients against real servers: the application in this process, processes that are killed, slow or overloaded."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import numpy as np
+import pytest
+
+from cat_serve.client import AsyncClient, Client, Images, Retries
+from cat_serve.errors import (
+    BackendUnavailable,
+    DeadlineExceeded,
+    InvalidInput,
+    Overloaded,
+    UnknownClass,
+    UnknownModel,
+)
+from cat_serve.images import read_parameters
+from cat_serve.manifest import Artefact
+from tests.serving.processes import (
+    ROOT,
+    ended,
+    free_port,
+    shipped_server,
+    slow_server,
+    start_shipped,
+    wait_ready,
+)
+
+PATIENT = Retries(attempts=200, first_s=0.1, longest_s=0.3)
+ONCE = Retries(attempts=1)
+SPENT_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with shipped_server() as address:
+        yield address
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[Client]:
+    with Client(address) as client:
+        yield client
+
+
+def test_image_is_the_servers_with_what_is_known_of_it(
+    client: Client, address: str, shipped: Artefact
+) -> None:
+    images = client.generate("ankle boot", seed=3, truncation_psi=0.7)
+    plain = httpx.post(f"{address}/generate?class=9&seed=3&truncation_psi=0.7")
+    (image,) = images
+    assert image.data == plain.content
+    assert (image.seed, image.media_type) == (3, "image/png")
+    assert (images.model, images.version) == ("fashion-32", shipped.version)
+    assert (images.class_id, images.class_text, images.determinism) == (9, "9", "bytes")
+    assert (len(images), images.attempts) == (1, 1)
+    assert images.timings.generate_ms > 0
+    assert images.request_id
+    assert image.array().shape == (32, 32, 3)
+    assert image.pil().size == (32, 32)
+
+
+def test_several_images_are_those_that_are_made_alone(client: Client, tmp_path: Path) -> None:
+    images = client.generate(7, seed=10, n=3, format="webp")
+    assert images.seeds == (10, 11, 12)
+    alone = [client.generate(7, seed=seed, format="webp")[0] for seed in (10, 11, 12)]
+    assert list(images) == alone
+    assert images.array().shape == (3, 32, 32, 3)
+    images[1].save(tmp_path / "new" / "one.webp")
+    assert read_parameters((tmp_path / "new" / "one.webp").read_bytes())["seed"] == 11
+
+
+def test_formats_hold_the_same_pixels(client: Client) -> None:
+    arrays = {
+        name: client.generate(7, seed=1, format=name)[0].array()
+        for name in ("png", "webp", "npy", "jpeg")
+    }
+    for lossless in ("webp", "npy"):
+        assert np.array_equal(arrays["png"], arrays[lossless])
+    assert np.abs(arrays["png"].astype(int) - arrays["jpeg"]).mean() < 8
+    several = client.generate(7, seed=1, n=2, format="npy")
+    assert np.array_equal(several[0].array(), arrays["png"])
+    assert several[1].pil().size == (32, 32)
+
+
+def test_unknown_class_comes_with_what_resembles_it(client: Client) -> None:
+    with pytest.raises(UnknownClass, match="no class 'sneeker'") as caught:
+        client.generate("sneeker")
+    assert caught.value.details["suggestions"] == ["sneaker"]
+    assert caught.value.hint == "did you mean 'sneaker'?"
+    assert caught.value.code == "unknown_class"
+
+
+def test_other_wrong_parameters_say_which(client: Client) -> None:
+    for options, code in (
+        ({"seed": -1}, "bad_seed"),
+        ({"n": 65}, "bad_n"),
+        ({"n": 0}, "bad_n"),
+        ({"truncation_psi": 2.0}, "bad_truncation_psi"),
+        ({"format": "bmp"}, "bad_format"),
+    ):
+        with pytest.raises(InvalidInput) as caught:
+            client.generate(7, **options)  # type: ignore[arg-type]
+        assert caught.value.code == code
+    with pytest.raises(UnknownModel):
+        client.generate(7, model="other")
+
+
+def test_models_and_classes_are_listed(client: Client, shipped: Artefact) -> None:
+    (card,) = client.models()
+    assert (card.name, card.version, card.num_classes) == ("fashion-32", shipped.version, 10)
+    assert (card.image_size, card.default, card.backend) == ((32, 32), True, "onnxruntime")
+    assert (card.precision, card.determinism, card.max_images_per_request) == ("fp32", "bytes", 64)
+    assert card.card["z_shape"] == list(shipped.manifest.z_shape)
+    (classes,) = client.classes()
+    assert classes.names == shipped.manifest.class_names
+    assert client.classes("fashion-32") == (classes,)
+    with pytest.raises(UnknownModel):
+        client.classes("other")
+
+
+def test_threads_share_a_client(client: Client) -> None:
+    expected = [client.generate(i, seed=i)[0].data for i in range(8)]
+    got: dict[int, bytes] = {}
+    threads = [
+        threading.Thread(target=lambda i=i: got.update({i: client.generate(i, seed=i)[0].data}))
+        for i in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SPENT_S)
+    assert [got[i] for i in range(8)] == expected
+
+
+@pytest.mark.anyio
+async def test_asynchronous_client_gives_the_same(address: str, client: Client) -> None:
+    got: dict[int, Images] = {}
+
+    async def ask(asking: AsyncClient, i: int) -> None:
+        got[i] = await asking.generate(i, seed=i, n=2)
+
+    async with AsyncClient(address) as asking, anyio.create_task_group() as tasks:
+        assert await asking.ready()
+        assert await asking.models() == client.models()
+        assert await asking.classes() == client.classes()
+        for i in range(6):
+            tasks.start_soon(ask, asking, i)
+    for i in range(6):
+        assert list(got[i]) == list(client.generate(i, seed=i, n=2))
+
+
+@pytest.mark.anyio
+async def test_asynchronous_client_raises_the_same(running: Any) -> None:
+    transport = httpx.ASGITransport(running.app, raise_app_exceptions=False)
+    async with AsyncClient(transport=transport) as client:
+        with pytest.raises(UnknownClass):
+            await client.generate("zebra")
+        assert (await client.generate("sea lion", seed=1)).class_id == 1
+
+
+def test_client_asks_again_until_a_killed_server_is_back() -> None:
+    port = free_port()
+    with Client(f"http://127.0.0.1:{port}", retries=PATIENT) as client:
+        assert not client.ready()
+        with ended(start_shipped(port)) as first:
+            client.wait_until_ready(SPENT_S)
+            assert client.ready()
+            expected = client.generate(7, seed=1, n=2)
+            first.kill()
+            first.wait()
+        with pytest.raises(BackendUnavailable, match="did not answer"):
+            Client(f"http://127.0.0.1:{port}", retries=ONCE).generate(7)
+        got: list[Images] = []
+        asking = threading.Thread(target=lambda: got.append(client.generate(7, seed=1, n=2)))
+        asking.start()
+        with ended(start_shipped(port)) as second:
+            asking.join(SPENT_S)
+            assert not asking.is_alive()
+            assert second.poll() is None
+    assert list(got[0]) == list(expected)
+    assert got[0].attempts > 1
+
+
+def test_request_that_is_cut_off_by_a_kill_is_made_again(add_model: Any, repository: Path) -> None:
+    add_model()
+    got: list[Images] = []
+    with slow_server(repository, pass_s=30) as (address, hung):
+        port = httpx.URL(address).port or 0
+        with Client(address, retries=PATIENT) as client:
+            asking = threading.Thread(target=lambda: got.append(client.generate(1)))
+            asking.start()
+            time.sleep(1)  # it is in the engine now
+            hung.kill()
+            hung.wait()
+            with ended(start_shipped(port)) as healthy:
+                wait_ready(healthy, port)
+                asking.join(SPENT_S)
+                assert not asking.is_alive()
+    assert (got[0].model, got[0].class_id) == ("fashion-32", 1)
+    assert got[0].attempts > 1
+
+
+def test_overload_is_waited_out_or_told(add_model: Any, repository: Path) -> None:
+    add_model()
+    with slow_server(repository, pass_s=0.3) as (address, _):
+        outcomes: list[Any] = []
+
+        def ask(retries: Retries) -> None:
+            try:
+                with Client(address, retries=retries) as client:
+                    outcomes.append(client.generate(1, seed=1))
+            except Overloaded as error:
+                outcomes.append(error)
+
+        def crowd(retries: Retries) -> list[Any]:
+            outcomes.clear()
+            threads = [threading.Thread(target=ask, args=(retries,)) for _ in range(6)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(SPENT_S)
+            return list(outcomes)
+
+        told = [each for each in crowd(ONCE) if isinstance(each, Overloaded)]
+        assert told
+        assert all(error.details["retry_after_s"] >= 1 for error in told)
+        waited = crowd(PATIENT)
+        assert [type(each) for each in waited] == [Images] * 6
+        assert max(images.attempts for images in waited) > 1
+
+
+def test_deadline_of_the_client_reaches_the_server(add_model: Any, repository: Path) -> None:
+    add_model()
+    with slow_server(repository, pass_s=3) as (address, _), Client(address) as client:
+        began_s = time.monotonic()
+        with pytest.raises(DeadlineExceeded) as caught:
+            client.generate(1, deadline_s=1.0)
+        assert 0.5 < time.monotonic() - began_s < 2.0
+        assert caught.value.details["stage"] == "generate"
+        assert caught.value.details["status"] == 504
+
+
+def test_stopped_server_costs_no_more_than_the_deadline(add_model: Any, repository: Path) -> None:
+    add_model()
+    with slow_server(repository, pass_s=0) as (address, process):
+        with Client(address, deadline_s=1.0) as client:
+            client.generate(1)
+            process.send_signal(signal.SIGSTOP)
+            began_s = time.monotonic()
+            with pytest.raises(DeadlineExceeded) as caught:
+                client.generate(1)
+            assert 0.9 < time.monotonic() - began_s < 2.5
+            assert caught.value.details["stage"] == "client"
+
+        async def ask() -> None:
+            async with AsyncClient(address) as asking:
+                await asking.generate(1, deadline_s=0.5)
+
+        with pytest.raises(DeadlineExceeded):
+            anyio.run(ask)
+
+
+def test_without_httpx_the_package_works_and_the_client_says_what_to_install() -> None:
+    script = (
+        "import sys; sys.modules['httpx'] = None\n"
+        "import cat_serve.cli, cat_serve.web.app\n"
+        "try: import cat_serve.client\n"
+        "except ImportError as error: print(error)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert result.stdout == "cat_serve.client needs httpx: pip install 'cat-serve[client]'\n"
