@@ -20,7 +20,15 @@ from cat_serve.repository import choose_default, find_repository, load_models
 from cat_serve.service import EngineFactory, Service
 from cat_serve.settings import Settings
 from cat_serve.tracing import Tracing, from_environment
-from cat_serve.web import admin, generate, playground, problems, routes, schemas
+from cat_serve.web import (
+    admin,
+    generate,
+    openai_images,
+    playground,
+    problems,
+    routes,
+    schemas,
+)
 from cat_serve.web.authorization import RequireKey
 from cat_serve.web.middleware import BodyLimit, RequestId
 from cat_serve.web.observed import Observed
@@ -74,12 +82,15 @@ def create_app(
     app.state.service = service
     app.state.tracing = tracing or from_environment()
     app.include_router(generate.router)
+    app.include_router(openai_images.router)
     app.include_router(routes.router)
     app.include_router(playground.router)
     if settings.admin_port is None:
         app.include_router(admin.router)
     _add_middleware(app, settings)
-    problems.install(app, schemas.accepted(settings.max_images_per_request))
+    most = settings.max_images_per_request
+    openai = openai_images.accepted(most)
+    problems.install(app, schemas.accepted(most), {openai_images.GENERATIONS_PATH: openai})
     _document(app)
     return app
 

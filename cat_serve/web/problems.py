@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 
 from cat_serve.errors import CatServeError
 from cat_serve.observation import current
+from cat_serve.web import openai_errors
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,11 @@ PROBLEMS: dict[str, Kind] = {
     "bad_response":        Kind(422, "The form of the answer is not available"),
     "bad_model":           Kind(422, "The model's name is not a name"),
     "bad_deadline":        Kind(422, "The deadline is not in the accepted range"),
+    "bad_prompt":          Kind(422, "The prompt is neither an index nor a name of a class"),
+    "bad_size":            Kind(422, "The model makes images of another size"),
+    "bad_output_format":   Kind(422, "The image format is not available"),
+    "bad_response_format": Kind(422, "Images are not returned in this way"),
+    "unsupported_value":   Kind(422, "This parameter is known, and not with this value"),
     "unauthorized":        Kind(401, "The request has no valid API key"),
     "body_too_large":      Kind(413, "The body is too large"),
     "unknown_model":       Kind(404, "There is no such model"),
@@ -102,14 +108,15 @@ def problem(
         "request_id": request_id,
     }
     given = {name: value for name, value in content.items() if value is not None}
+    openai = openai_errors.wanted_by(request)
     own = {REQUEST_ID_HEADER: request_id} if request_id else {}
     if (retry_after_s := members.get("retry_after_s")) is not None:
         own["Retry-After"] = str(retry_after_s)
     return Response(
-        json.dumps(given, allow_nan=False),
+        json.dumps(openai_errors.envelope(given) if openai else given, allow_nan=False),
         kind.status,
         headers={**own, **(headers or {})},
-        media_type=MEDIA_TYPE,
+        media_type=openai_errors.MEDIA_TYPE if openai else MEDIA_TYPE,
     )
 
 
@@ -126,11 +133,16 @@ def shown(value: object) -> Any:
     return text[:MAX_SHOWN_CHARACTERS] + "..." if cut else text
 
 
-def install(app: FastAPI, accepted: Mapping[str, str]) -> None:
+def install(
+    app: FastAPI,
+    accepted: Mapping[str, str],
+    elsewhere: Mapping[str, Mapping[str, str]] | None = None,
+) -> None:
     """Answer every error of `app` as a problem.
 
     Args:
         accepted: what each parameter accepts, in words.
+        elsewhere: the same for routes with parameters of their own, by path.
     """
 
     async def on_known(request: Request, error: Exception) -> Response:
@@ -144,7 +156,8 @@ def install(app: FastAPI, accepted: Mapping[str, str]) -> None:
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return invalid(request, error.errors(), accepted)
+        path = getattr(request.scope.get("route"), "path", "")
+        return invalid(request, error.errors(), (elsewhere or {}).get(path, accepted))
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -189,8 +202,9 @@ def _explained(error: Mapping[str, Any], accepted: Mapping[str, str]) -> dict[st
     if where == "body" and name not in accepted:
         detail = f"{PROBLEMS['bad_body'].title}."
         return {"code": "bad_body", "detail": detail, "hint": HINTS["bad_body"]}
+    code = f"bad_{name}"
     return {
-        "code": f"bad_{name}",
+        "code": code if code in PROBLEMS else "unsupported_value",
         "detail": f"{name} {shown(error['input'])!r} is not {accepted[name]}.",
         "parameter": name,
         "got": shown(error["input"]),

@@ -1,0 +1,52 @@
+"""Errors under /v1, in the shape that OpenAI's clients read: `{"error": {"message", "type", "param", "code"}}`.
+
+Status and `code` are those of the problem that it would be elsewhere (`cat_serve.web.problems`), and its other members
+stand in `error` too, which OpenAI's Python client shows as `error.body`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+
+PREFIX = "/v1/"
+MEDIA_TYPE = "application/json"
+
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+CLIENT_ERROR, SERVER_ERROR = "invalid_request_error", "server_error"
+
+# Parameters by the names that they have here, and what is wrong where an error names none.
+OPENAI_NAMES = {"class": "prompt", "format": "output_format", "response": "response_format"}
+PARAMETER_OF_CODE = {
+    "unknown_class": "prompt",
+    "ambiguous_class": "prompt",
+    "unknown_model": "model",
+}
+REPLACED = frozenset({"type", "title", "status", "detail", "parameter", "hint"})
+
+
+def wanted_by(request: Request) -> bool:
+    """Say whether the request was sent to an address of OpenAI's interface."""
+    path: str = request.scope["path"]
+    return path.removeprefix(request.scope.get("root_path", "")).startswith(PREFIX)
+
+
+def openai_name(parameter: str) -> str:
+    """Return what OpenAI calls a parameter of this service."""
+    return OPENAI_NAMES.get(parameter, parameter)
+
+
+def envelope(problem: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a problem's members as OpenAI would say them; the hint is part of the message."""
+    status, code, hint = problem["status"], problem["code"], problem.get("hint")
+    parameter = problem.get("parameter") or PARAMETER_OF_CODE.get(code)
+    error = {
+        "message": problem["detail"] + (f" ({hint})" if hint else ""),
+        "type": TYPES.get(status, CLIENT_ERROR if status < 500 else SERVER_ERROR),
+        "param": None if parameter is None else openai_name(str(parameter)),
+        "code": code,
+    }
+    others = {name: value for name, value in problem.items() if name not in REPLACED}
+    return {"error": {**others, **error}}

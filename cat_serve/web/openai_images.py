@@ -1,0 +1,248 @@
+"""OpenAI's Images API: `POST /v1/images/generations` and `GET /v1/models`. The prompt is a class.
+
+What this service cannot do is refused, never ignored; what cannot change an image (`user`) is read by nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Body, Request, Response
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from cat_serve.errors import InvalidInput
+from cat_serve.images import Format, encode
+from cat_serve.latents import MAX_SEED
+from cat_serve.manifest import MANIFEST_NAME
+from cat_serve.observation import current
+from cat_serve.service import GeneratedImages, ImageRequest, ServedModel
+from cat_serve.web import schemas
+from cat_serve.web.answers import JSON_MEDIA_TYPE, facts
+from cat_serve.web.dependencies import TheDeadline, TheService, only, problems
+from cat_serve.web.generate import IMAGE_HEADERS, headers, resolve, unless_gone
+from cat_serve.web.observed import CLIENT_GONE
+
+router = APIRouter(tags=["OpenAI"])
+
+GENERATIONS_PATH = "/v1/images/generations"
+OWNER = "cat-serve"
+NO_EFFECT = f"a text of at most {schemas.MAX_NAME_CHARACTERS} characters, which is not used"
+EXAMPLE: dict[str, Any] = {"prompt": "ankle boot", "n": 1, "size": "auto", "seed": 1}
+
+ACCEPTED = {
+    "prompt": schemas.ACCEPTED["class"],
+    "n": schemas.ACCEPTED["n"],
+    "size": "'auto' or the model's own size, WIDTHxHEIGHT",
+    "response_format": "'b64_json'",
+    "output_format": "'png', 'jpeg' or 'webp'",
+    "model": schemas.ACCEPTED["model"],
+    "seed": schemas.ACCEPTED["seed"],
+    "truncation_psi": schemas.ACCEPTED["truncation_psi"],
+    "background": "'auto' or 'opaque'",
+    "moderation": "'auto' or 'low'",
+    "quality": "'auto' or 'standard': there is one quality",
+    "stream": "false",
+    "user": NO_EFFECT,
+    "safety_identifier": NO_EFFECT,
+}
+
+
+def accepted(max_images_per_request: int) -> dict[str, str]:
+    """Return what each parameter accepts on a server with this limit."""
+    return {**ACCEPTED, "n": schemas.accepted(max_images_per_request)["n"]}
+
+
+Number = BeforeValidator(schemas._no_boolean)
+Unused = Annotated[str | None, Field(max_length=schemas.MAX_NAME_CHARACTERS)]
+
+
+class ImagesParameters(BaseModel):
+    """What OpenAI's client sends. Null is the default of each; `seed` and `truncation_psi` go through `extra_body`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"examples": [EXAMPLE]})  # fmt: skip
+
+    prompt: schemas.ClassText | None = Field(
+        None,
+        min_length=1,
+        max_length=schemas.MAX_NAME_CHARACTERS,
+        description="**Required.** A class: its name, or its index. There is no text encoder: a sentence is an error.",
+    )
+    model: str | None = Field(None, min_length=1, max_length=schemas.MAX_NAME_CHARACTERS)
+    n: Annotated[int | None, Number] = Field(None, ge=1, description="1 if absent")
+    size: str | None = Field(
+        None, max_length=schemas.MAX_NAME_CHARACTERS, description=ACCEPTED["size"]
+    )
+    response_format: Literal["b64_json"] | None = None
+    output_format: Literal["png", "jpeg", "webp"] | None = Field(
+        None, description="`png` if absent"
+    )
+    seed: Annotated[int | None, Number] = Field(
+        None, ge=0, le=MAX_SEED, description="drawn if absent; image i has `seed` + i"
+    )
+    truncation_psi: Annotated[float | None, Number] = Field(None, ge=0, le=1, allow_inf_nan=False)
+    background: Literal["auto", "opaque"] | None = None
+    moderation: Literal["auto", "low"] | None = Field(
+        None, description="nothing is moderated: only classes can be asked for"
+    )
+    quality: Literal["auto", "standard"] | None = None
+    stream: Literal[False] | None = None
+    user: Unused = Field(None, description="not used")
+    safety_identifier: Unused = Field(None, description="not used")
+
+    def as_generate(self) -> schemas.GenerateParameters:
+        """Return the same request in the words of /generate."""
+        given: dict[str, Any] = {
+            "class": self.prompt,
+            "model": self.model,
+            "n": self.n,
+            "format": self.output_format,
+            "seed": self.seed,
+            "truncation_psi": self.truncation_psi,
+        }
+        return schemas.GenerateParameters(**{k: v for k, v in given.items() if v is not None})
+
+
+class OpenAIImage(BaseModel):
+    b64_json: str = Field(description="a file of `output_format`, which carries its parameters")
+    revised_prompt: str = Field(description="the name of the class")
+    seed: int
+
+
+class ImagesResponse(BaseModel):
+    """OpenAI's answer, and beside its members how to make the images again."""
+
+    created: int
+    background: Literal["opaque"] = "opaque"
+    output_format: Literal["png", "jpeg", "webp"]
+    size: str
+    data: list[OpenAIImage]
+    model: str = Field(description="name@version")
+    truncation_psi: float
+    determinism: Literal["bytes", "latent"]
+
+
+class OpenAIModel(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="when the model's manifest was written here")
+    owned_by: str = OWNER
+
+
+class OpenAIModels(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[OpenAIModel]
+
+
+@router.post(
+    GENERATIONS_PATH,
+    response_model=ImagesResponse,
+    responses={
+        200: {
+            "headers": {
+                name: {"description": text, "schema": {"type": "string"}}
+                for name, text in IMAGE_HEADERS.items()
+            }
+        },
+        **problems(401, 404, 413, 422, 429, 500, 502, 503, 504),
+    },
+    dependencies=[only()],
+    summary="Generate images of a class, as OpenAI's clients ask for them",
+)
+async def generations(
+    request: Request,
+    service: TheService,
+    deadline: TheDeadline,
+    parameters: Annotated[ImagesParameters, Body()],
+) -> Response:
+    """Make `n` images of the class that `prompt` names; the same as `POST /generate`, and the same queue."""
+    if parameters.prompt is None:
+        raise InvalidInput(
+            "The parameter prompt is missing.",
+            code="missing_parameter",
+            hint="the prompt is a class, for example 'ankle boot' or '7'",
+            parameter="prompt",
+            accepted=ACCEPTED["prompt"],
+        )
+    model = service.model(parameters.model)
+    require_size(model, parameters.size)
+    asked = resolve(service, parameters.as_generate())
+    images = await unless_gone(request, service.generate(asked, deadline))
+    if images is None:
+        return Response(status_code=CLIENT_GONE)
+    observed = current()
+    with observed.encoding():
+        encoding = asyncio.to_thread(answer, asked, images, parameters.output_format or "png")
+        content = await deadline.hold(encoding, lambda: "encode")
+    own = headers(asked, images, observed.encode_ms or 0.0)
+    return Response(content, media_type=JSON_MEDIA_TYPE, headers=own)
+
+
+@router.get("/v1/models", responses=problems(401, 422), dependencies=[only()])
+async def models(service: TheService) -> OpenAIModels:
+    """List the models as OpenAI does; /models says much more of them."""
+    return OpenAIModels(data=[_described(model) for model in service.models.values()])
+
+
+@router.get("/v1/models/{model}", responses=problems(401, 404, 422), dependencies=[only()])
+async def model(service: TheService, model: str) -> OpenAIModel:
+    """Describe one model as OpenAI does."""
+    return _described(service.model(model))
+
+
+def require_size(model: ServedModel, size: str | None) -> None:
+    """Refuse a size that is not the model's.
+
+    Raises:
+        InvalidInput: `bad_size`.
+    """
+    if size not in (None, "auto", own := size_of(model)):
+        raise InvalidInput(
+            f"The model {model.name} makes images of {own}, and size is {size!r}.",
+            code="bad_size",
+            hint="size='auto' is the model's own size; the client may scale the image",
+            parameter="size",
+            got=size,
+            accepted=["auto", own],
+        )
+
+
+def size_of(model: ServedModel) -> str:
+    """Return the size of a model's images as OpenAI writes it, WIDTHxHEIGHT."""
+    height, width = model.artefact.manifest.image_size
+    return f"{width}x{height}"
+
+
+def answer(asked: ImageRequest, images: GeneratedImages, image_format: Format) -> bytes:
+    """Encode the images, each with its own parameters, into OpenAI's JSON."""
+    content = ImagesResponse(
+        created=int(time.time()),
+        output_format=image_format,
+        size=size_of(asked.model),
+        data=[
+            _image(asked, seed, image, image_format)
+            for seed, image in zip(asked.seeds, images.pixels, strict=True)
+        ],
+        model=asked.model.label,
+        truncation_psi=asked.truncation_psi,
+        determinism=images.determinism,
+    )
+    return content.model_dump_json().encode()
+
+
+def _image(asked: ImageRequest, seed: int, image: np.ndarray, image_format: Format) -> OpenAIImage:
+    parameters = facts(asked, seed)
+    data = encode(image, image_format, parameters)
+    return OpenAIImage(
+        b64_json=base64.b64encode(data).decode("ascii"),
+        revised_prompt=parameters["class_name"],
+        seed=seed,
+    )
+
+
+def _described(model: ServedModel) -> OpenAIModel:
+    written_s = (model.artefact.folder / MANIFEST_NAME).stat().st_mtime
+    return OpenAIModel(id=model.name, created=int(written_s))
