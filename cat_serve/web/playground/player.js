@@ -1,0 +1,123 @@
+// Frames from the image on the page to another one: fetched once, then played, paused and stepped through.
+
+import { ask, curl } from "./api.js";
+import { Combobox } from "./combobox.js";
+import { Latest } from "./latest.js";
+import { classOf, draw } from "./state.js";
+import { unzip } from "./unzip.js";
+
+const FRAMES = 32;
+const FPS = 16;
+const find = (id) => document.getElementById(id);
+
+export class Player {
+  #section;
+  #work;
+  #to;
+  #asked = null;
+  #frames = [];
+  #framesOf = "";
+  #at = 0;
+  #timer = null;
+
+  /** `onChange` gets the part of the state that somebody changed; `onError` what went wrong. */
+  constructor(section, onChange, onError) {
+    this.#section = section;
+    this.#work = new Latest((asked, signal) => this.#fetch(asked, signal), (error) => {
+      find("between-note").textContent = "";
+      onError(error);
+    });
+    this.#to = new Combobox(find("to-box"), (index) => onChange({ to: index }));
+    find("to-seed").addEventListener("change", (event) => onChange({ toSeed: event.target.value.trim() }));
+    find("to-dice").addEventListener("click", () => onChange({ toSeed: draw() }));
+    find("play").addEventListener("click", () => this.#toggle());
+    find("scrub").addEventListener("input", (event) => {
+      this.#pause();
+      this.#turnTo(event.target.valueAsNumber);
+    });
+    section.addEventListener("toggle", () => section.open || this.#pause());
+  }
+
+  offer(model) {
+    this.#to.classes = model.classes;
+  }
+
+  /** Take over where the frames begin and end; frames of something else are put away. */
+  show(state, model) {
+    this.#section.hidden = model.limits.max_images_per_request < 2;
+    const to = state.to === "" ? state.class : state.to;
+    this.#to.value = to;
+    if (document.activeElement !== find("to-seed")) find("to-seed").value = state.toSeed;
+    this.#asked = requestOf(state, to, model);
+    if (this.#framesOf !== "" && this.#framesOf !== JSON.stringify(this.#asked)) this.#putAway();
+  }
+
+  #toggle() {
+    if (this.#timer !== null) this.#pause();
+    else if (this.#frames.length) this.#play();
+    else this.#work.submit(this.#asked);
+  }
+
+  async #fetch(asked, signal) {
+    const note = find("between-note");
+    note.textContent = `Making ${asked.frames} frames …`;
+    const onWait = (seconds, problem) => {
+      note.textContent = `${problem.message} Trying again in ${seconds} s.`;
+    };
+    const answer = await ask("interpolate", { signal, onWait, body: { ...asked, format: "zip" } });
+    const files = (await unzip(await answer.blob())).filter(({ name }) => name.endsWith(".png"));
+    const frames = files.map(({ blob }) => Object.assign(new Image(), { src: URL.createObjectURL(blob) }));
+    await Promise.all(frames.map((frame) => frame.decode()));
+    if (JSON.stringify(this.#asked) !== JSON.stringify(asked)) return;
+    this.#take(frames, asked);
+    this.#play();
+  }
+
+  #take(frames, asked) {
+    this.#putAway();
+    this.#frames = frames;
+    this.#framesOf = JSON.stringify(asked);
+    const scrub = find("scrub");
+    scrub.max = frames.length - 1;
+    scrub.disabled = false;
+    find("frame").hidden = false;
+    find("frame").classList.toggle("sharp", frames[0].naturalWidth < 160);
+    find("between-note").textContent = `${frames.length} frames, made once.`;
+    find("between-curl").hidden = false;
+    find("between-curl").textContent = curl("interpolate", "between.webp", { ...asked, format: "webp" });
+    this.#turnTo(0);
+  }
+
+  #putAway() {
+    this.#pause();
+    for (const frame of this.#frames) URL.revokeObjectURL(frame.src);
+    this.#frames = [];
+    this.#framesOf = "";
+    find("scrub").disabled = true;
+    find("frame").hidden = find("between-curl").hidden = true;
+    find("frame-value").textContent = find("between-note").textContent = "";
+  }
+
+  #play() {
+    find("play").textContent = "Pause";
+    this.#timer = setInterval(() => this.#turnTo((this.#at + 1) % this.#frames.length), 1000 / FPS);
+  }
+
+  #pause() {
+    clearInterval(this.#timer);
+    this.#timer = null;
+    find("play").textContent = "Play";
+  }
+
+  #turnTo(at) {
+    this.#at = at;
+    find("frame").src = this.#frames[at].src;
+    find("frame").alt = `Frame ${at + 1} of ${this.#frames.length}`;
+    find("scrub").value = at;
+    find("frame-value").textContent = `${at + 1}/${this.#frames.length}`;
+  }
+}
+
+function requestOf(state, to, model) {
+  return { class: [classOf(state), to], seed: [state.seed, state.toSeed], frames: FRAMES, fps: FPS, loop: true };
+}
