@@ -176,7 +176,9 @@ def _of_file(file: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _of_variable(variable: str) -> list[tuple[str, dict[str, Any]]]:
-    pairs = [entry.strip().partition("=") for entry in variable.split(",")]
+    pairs = [entry.partition("=") for entry in variable.split(",")]
+    if not all(sign for _, sign, _ in pairs):
+        raise _refused("The variable is not name=key,name=key.")
     return [(name.strip(), {"key": key.strip()}) for name, _, key in pairs]
 
 

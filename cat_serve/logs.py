@@ -53,10 +53,15 @@ FORMATTERS: dict[LogFormat, type[logging.Formatter]] = {
 
 
 def configure(level: str, log_format: LogFormat) -> None:
-    """Send everything that is logged in this process, by other packages too, to stderr in one form."""
+    """Send everything that is logged in this process, by other packages too, to stderr in one form.
+
+    A process whose logging was set up by somebody else keeps that.
+    """
+    if logging.root.handlers:
+        return
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(FORMATTERS[log_format]())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(True)
 
 
