@@ -19,6 +19,9 @@ import httpx
 import numpy as np
 import pytest
 from google.protobuf import text_format
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tritonclient.grpc import InferResult, model_config_pb2, service_pb2, service_pb2_grpc
 
 from cat_serve.backends.fake import FakeBackend
@@ -27,6 +30,7 @@ from cat_serve.contract import Batch, Output
 from cat_serve.errors import ArtefactError
 from cat_serve.manifest import Artefact
 from cat_serve.settings import Settings
+from cat_serve.tracing import Tracing
 from cat_serve.web.app import create_app
 
 pytestmark = pytest.mark.anyio
@@ -496,3 +500,49 @@ def test_only_the_measured_engine_of_a_named_version_promises_bytes(shipped: Art
     assert promised('key: "precision"', 'key: "unknown"') == "latent"
     with pytest.raises(ArtefactError, match="It serves version 0000"):
         promised(shipped.version, "0" * 12)
+
+
+async def test_call_carries_the_trace_of_its_request(
+    front_over: FrontOver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr("cat_serve.web.app.from_environment", lambda: Tracing(provider))
+    heard: list[dict[str, str]] = []
+
+    async def hear(context: Any) -> None:
+        heard.append(dict(context.invocation_metadata()))
+
+    async with front_over(1) as front:
+        front.servers[0].before = hear
+        assert (await front.ask("class=1&seed=1&n=8")).status_code == 200
+    generate = next(span for span in exporter.get_finished_spans() if span.name == "generate")
+    wanted = f"00-{generate.context.trace_id:032x}-{generate.context.span_id:016x}-"
+    assert len(heard) == 2
+    assert all(metadata["traceparent"].startswith(wanted) for metadata in heard)
+
+
+async def test_call_of_an_untraced_service_carries_nothing(front_over: FrontOver) -> None:
+    heard: list[dict[str, str]] = []
+
+    async def hear(context: Any) -> None:
+        heard.append(dict(context.invocation_metadata()))
+
+    async with front_over(1) as front:
+        front.servers[0].before = hear
+        assert (await front.ask()).status_code == 200
+    assert heard[0].keys() == {"user-agent"}
+
+
+async def test_metrics_show_which_server_is_ready_and_name_no_address(
+    front_over: FrontOver,
+) -> None:
+    def one_is_dead(_: StandIn, other: StandIn) -> None:
+        other.config = "name: 'other'"
+
+    async with front_over(2, one_is_dead) as front:
+        text = (await front.client.get("/metrics")).text
+        addresses = [endpoint.url for endpoint in front.endpoints]
+    assert 'cat_serve_engine_ready{endpoint="0",model="toy"} 1.0' in text
+    assert 'cat_serve_engine_ready{endpoint="1",model="toy"} 0.0' in text
+    assert not [address for address in addresses if address in text]
