@@ -49,7 +49,7 @@ def version_folder(checkpoint_path: Path, tmp_path_factory: pytest.TempPathFacto
 def traced_before(version_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let exports of the tiny model take the graphs of `version_folder`: tracing takes most of an export."""
 
-    def take(model: Any, example: Any, path: Path) -> None:
+    def take(model: Any, example: Any, path: Path, external_data: bool) -> None:
         shutil.copy2(version_folder / path.name, path)
 
     monkeypatch.setattr(graphs, "write_graph", take)
