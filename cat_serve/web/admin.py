@@ -40,7 +40,7 @@ def create_admin_app(service: Service, settings: Settings) -> FastAPI:
 
     It asks for no key: keep its address to yourself.
     """
-    app = FastAPI(title="cat-serve admin", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="cat-serve admin", version=__version__, openapi_url=None)
     app.state.service = service
     app.include_router(router)
     app.add_api_route("/healthz", routes.healthz, dependencies=[only()])
