@@ -32,6 +32,7 @@ MEDIA_TYPES: dict[Format, str] = {
 MAX_SIDE_PX: dict[Format, int] = {"jpeg": 65_500, "webp": 16_383}
 
 METADATA_KEY = "cat-serve"
+READABLE = ("PNG", "JPEG", "WEBP", "GIF")
 EXIF_ASCII = b"ASCII\0\0\0"
 PNG_LEVEL = 1
 JPEG_QUALITY = 90
@@ -79,17 +80,18 @@ def encode_npy(array: np.ndarray) -> bytes:
 
 
 def read_parameters(data: bytes) -> dict[str, Any]:
-    """Return the parameters that `encode` wrote into a PNG, JPEG or WebP.
+    """Return the parameters in a PNG, JPEG or WebP of `encode`, or in a WebP or GIF of `encode_animation`.
 
     Raises:
         InvalidInput: this is no such image, or it has none.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP"]) as image:
+        with Image.open(io.BytesIO(data), formats=[*READABLE]) as image:
             text = _text_of(image)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InvalidInput(
-            "This is not a PNG, JPEG or WebP that can be read.", hint="give the file as it was got"
+            "This is not a PNG, JPEG, WebP or GIF that can be read.",
+            hint="give the file as it was got",
         ) from error
     try:
         parameters = json.loads(text)
@@ -108,11 +110,23 @@ def _text_of(image: Image.Image) -> str:
     if image.format == "PNG":
         image.load()  # text may stand behind the pixels
         return str(image.info.get(METADATA_KEY, ""))
-    comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
-    marker = EXIF_ASCII + f"{METADATA_KEY}: ".encode()
+    marker = f"{METADATA_KEY}: ".encode()
+    if image.format == "GIF":
+        comment = image.info.get("comment", b"")
+    else:
+        comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+        marker = EXIF_ASCII + marker
     if not isinstance(comment, bytes) or not comment.startswith(marker):
         return ""
     return comment.removeprefix(marker).decode("ascii", errors="replace")
+
+
+def exif_of(text: str) -> Image.Exif:
+    """Return EXIF data that hold our text, which must be ASCII."""
+    exif = Image.Exif()
+    comment = EXIF_ASCII + f"{METADATA_KEY}: {text}".encode("ascii")
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+    return exif
 
 
 def _png(image: np.ndarray, text: str | None) -> bytes:
@@ -129,10 +143,7 @@ def _webp(image: np.ndarray, text: str | None) -> bytes:
 
 def _with_exif(image: np.ndarray, text: str | None, **options: Any) -> bytes:
     if text is not None:
-        exif = Image.Exif()
-        comment = EXIF_ASCII + f"{METADATA_KEY}: {text}".encode("ascii")
-        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
-        options["exif"] = exif
+        options["exif"] = exif_of(text)
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, **options)
     return stream.getvalue()

@@ -46,7 +46,7 @@ def lerp(start: np.ndarray, end: np.ndarray, t: float) -> np.ndarray:
 def slerp(start: np.ndarray, end: np.ndarray, t: float) -> np.ndarray:
     """Turn `start` towards `end`, float64: sin((1-t)a)/sin(a) start + sin(ta)/sin(a) end, a the angle between them.
 
-    Shoemake, "Animating rotation with quaternion curves" (SIGGRAPH 1985), section 3.3; for latents of generators
+    Shoemake, "Animating rotation with quaternion curves" (SIGGRAPH 1985); for latents of generators
     White, "Sampling Generative Networks" (arXiv:1609.04468), section 2.1. As there, the angle is that of the
     directions and the vectors keep their lengths. Deviation: where the angle says nothing (equal directions, opposite
     ones, a vector of zeros) the path is the straight line; between opposite directions no great circle is the nearest.
