@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -33,9 +33,16 @@ class Embedded:
     batch: int
 
     def images(
-        self, class_id: Sequence[int], seeds: Sequence[int], truncation_psi: float
+        self,
+        class_id: Sequence[int],
+        seeds: Sequence[int],
+        truncation_psi: float,
+        progress: Callable[[int], object] = lambda rows: None,
     ) -> np.ndarray:
         """Make one image for each class and seed, uint8 [n, H, W, 3], in passes of `batch` rows.
+
+        Args:
+            progress: told after every pass how many images it made.
 
         Raises:
             BackendError: the engine failed.
@@ -48,6 +55,7 @@ class Embedded:
             output = self.backend.run(asked)
             self._require_showable(output, asked, seeds[rows])
             parts.append(output.images)
+            progress(len(output.images))
         return np.concatenate(parts)
 
     def inputs(self, class_id: Sequence[int], seeds: Sequence[int], truncation_psi: float) -> Batch:

@@ -28,7 +28,7 @@ INDEX_NAME = "index.json"
 IMAGES, LABELS = "arr_0", "arr_1"
 
 Make = Callable[[Sequence[int], Sequence[int]], np.ndarray]
-Progress = Callable[[int], object]
+There = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ def shard_name(shard: int) -> str:
     return f"{shard:06d}.npz"
 
 
-def write_shards(folder: Path, samples: Samples, make: Make, progress: Progress) -> int:
+def write_shards(folder: Path, samples: Samples, make: Make, there: There) -> int:
     """Make the shards that are not there yet.
 
     Args:
         make: returns the images, uint8 [n, H, W, 3], of these classes and seeds.
-        progress: told of every shard that is there, how many images it has.
+        there: told of every shard that was there already, how many images it has.
 
     Returns:
         How many images were made now.
@@ -100,12 +100,13 @@ def write_shards(folder: Path, samples: Samples, make: Make, progress: Progress)
         for shard in samples.shards:
             labels, seeds = samples.rows(shard)
             path = folder / shard_name(shard)
-            if not path.is_file():
-                images = make(labels, seeds)
-                with written_whole(path) as temporary, temporary.open("wb") as stream:
-                    np.savez(stream, images, np.array(labels, dtype=np.int64))
-                made += len(seeds)
-            progress(len(seeds))
+            if path.is_file():
+                there(len(seeds))
+                continue
+            images = make(labels, seeds)
+            with written_whole(path) as temporary, temporary.open("wb") as stream:
+                np.savez(stream, images, np.array(labels, dtype=np.int64))
+            made += len(seeds)
     return made
 
 
@@ -125,7 +126,7 @@ def join_shards(folder: Path, samples: Samples, path: Path) -> None:
                     entry.write(np.ascontiguousarray(array).tobytes())
 
 
-def write_one_file(path: Path, samples: Samples, make: Make, progress: Progress) -> int:
+def write_one_file(path: Path, samples: Samples, make: Make, there: There) -> int:
     """Make all images into one .npz; shards are kept beside it until it is whole.
 
     Returns:
@@ -134,7 +135,7 @@ def write_one_file(path: Path, samples: Samples, make: Make, progress: Progress)
     Raises: see `write_shards`.
     """
     folder = path.with_name(f".{path.name}.parts")
-    made = write_shards(folder, samples, make, progress)
+    made = write_shards(folder, samples, make, there)
     join_shards(folder, samples, path)
     shutil.rmtree(folder)
     return made
