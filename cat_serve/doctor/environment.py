@@ -1,0 +1,168 @@
+"""The machine and what is installed on it: packages, cores, memory, disk, ports, and settings that name files."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+
+from cat_serve import __version__
+from cat_serve.doctor.finding import Finding, Verdict
+from cat_serve.errors import CatServeError
+from cat_serve.settings import Settings
+
+PACKAGES = (
+    "numpy", "pillow", "fastapi", "uvicorn", "prometheus-client", "onnxruntime", "onnxruntime-gpu",
+    "tritonclient", "torch", "onnx", "tensorrt", "opentelemetry-sdk",
+)  # fmt: skip
+LEAST_MEMORY_BYTES = 512 * 2**20
+LEAST_DISK_BYTES = 2**30
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+READABLE_TO_OTHERS = 0o004
+
+
+def look(settings: Settings, environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    """Look at everything that is not a model."""
+    python = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield Finding("package", "python", Verdict.OK, python)
+    yield Finding("package", "cat-serve", Verdict.OK, __version__)
+    yield from _packages(settings)
+    yield _cores(settings)
+    yield _memory(CONTROL_GROUP)
+    yield _disk(settings)
+    yield from _ports(settings)
+    yield from _keys(settings)
+    yield _tracing(environ)
+
+
+def _packages(settings: Settings) -> Iterator[Finding]:
+    there = {name: version for name in PACKAGES if (version := _version(name))}
+    for name, version in there.items():
+        yield Finding("package", name, Verdict.OK, version)
+    engines = {"onnxruntime", "onnxruntime-gpu"} & there.keys()
+    if len(engines) == 2:
+        yield Finding(
+            "package", "onnxruntime", Verdict.FAILED,
+            "onnxruntime and onnxruntime-gpu hold the same files and break each other",
+            "pip uninstall onnxruntime onnxruntime-gpu, then pip install one of 'cat-serve[cpu]', 'cat-serve[gpu]'",
+        )  # fmt: skip
+    needed = {"onnxruntime": engines, "torch": {"torch"} & there.keys(), "triton": {"tritonclient"} & there.keys()}  # fmt: skip
+    if not needed[settings.backend]:
+        extra = "cpu" if settings.backend == "onnxruntime" else settings.backend
+        yield Finding(
+            "package", settings.backend, Verdict.LACKS,
+            f"the backend {settings.backend} is not installed", f"pip install 'cat-serve[{extra}]'",
+        )  # fmt: skip
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cores(settings: Settings) -> Finding:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    wanted = settings.threads * settings.concurrency
+    if settings.backend == "onnxruntime" and settings.provider == "cpu" and wanted > (cores or 1):
+        return Finding(
+            "machine", "cores", Verdict.WARNING,
+            f"{cores}, and {settings.concurrency} passes of {settings.threads} threads want {wanted}",
+            "lower --threads or --concurrency",
+        )  # fmt: skip
+    return Finding("machine", "cores", Verdict.OK, str(cores))
+
+
+def _memory(control_group: Path) -> Finding:
+    left = available_bytes(Path("/proc/meminfo"), control_group)
+    if left is None:
+        return Finding("machine", "memory", Verdict.NONE, "this system does not tell")
+    detail = f"{left / 2**20:.0f} MiB available"
+    if left < LEAST_MEMORY_BYTES:
+        return Finding("machine", "memory", Verdict.WARNING, detail,
+                       "free some, or raise the limit of the container")  # fmt: skip
+    return Finding("machine", "memory", Verdict.OK, detail)
+
+
+def available_bytes(meminfo: Path, control_group: Path) -> int | None:
+    """Return how much memory this process may still take: of the machine, and of its container."""
+    left: list[int] = []
+    if meminfo.is_file():
+        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        left.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    limit, used = control_group / "memory.max", control_group / "memory.current"
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
+        left.append(int(text) - int(used.read_text()))
+    return min(left, default=None)
+
+
+def _disk(settings: Settings) -> Finding:
+    folder = settings.model_repository or Path(sys.prefix)
+    if not folder.exists():
+        return Finding("machine", "disk", Verdict.NONE, "the model repository is not there")
+    free = shutil.disk_usage(folder).free
+    detail = f"{free / 2**30:.1f} GiB free"
+    if free < LEAST_DISK_BYTES:
+        return Finding("machine", "disk", Verdict.WARNING, detail, "new models may not fit: free some")  # fmt: skip
+    return Finding("machine", "disk", Verdict.OK, detail)
+
+
+def _ports(settings: Settings) -> Iterator[Finding]:
+    from cat_serve.web.server import ADMIN_SETTING, bind
+
+    wanted = [("port", settings.host, settings.port, "")]
+    if settings.admin_port is not None:
+        wanted.append(("admin port", settings.admin_host, settings.admin_port, ADMIN_SETTING))
+    for subject, host, port, setting in wanted:
+        try:
+            bind(host, port, setting).close()
+        except CatServeError as error:
+            yield Finding("network", subject, Verdict.LACKS, error.message, error.hint)
+        else:
+            free = f"{port} on {host} is free" if port else f"any free one on {host}"
+            yield Finding("network", subject, Verdict.OK, free)
+
+
+def _keys(settings: Settings) -> Iterator[Finding]:
+    from cat_serve.keys import read_keys
+
+    variable = settings.api_keys.get_secret_value() if settings.api_keys else None
+    try:
+        ring = read_keys(settings.api_keys_file, variable)
+    except CatServeError as error:
+        yield Finding("network", "API keys", Verdict.LACKS, error.message, error.hint)
+        return
+    if ring is not None:
+        yield Finding("network", "API keys", Verdict.OK, f"keys of {', '.join(ring.names)}")
+    elif settings.host not in ("127.0.0.1", "::1", "localhost"):
+        yield Finding(
+            "network", "API keys", Verdict.WARNING,
+            f"none, and {settings.host} is reachable for others",
+            "set --api-keys-file, or keep a proxy that asks who it is in front",
+        )  # fmt: skip
+    else:
+        yield Finding("network", "API keys", Verdict.NONE, "none; only this machine can ask")
+    file = settings.api_keys_file
+    if file is not None and file.stat().st_mode & READABLE_TO_OTHERS:
+        yield Finding("network", "API keys", Verdict.WARNING,
+                      "everybody on this machine can read the file", f"chmod o-rwx {file}")  # fmt: skip
+
+
+def _tracing(environ: Mapping[str, str]) -> Finding:
+    from cat_serve.tracing import wanted
+
+    try:
+        exporter = wanted(environ)
+    except CatServeError as error:
+        return Finding("network", "traces", Verdict.LACKS, error.message, error.hint)
+    if exporter is None:
+        return Finding("network", "traces", Verdict.NONE, "off; the OTEL_* variables ask for none")
+    if _version("opentelemetry-sdk") is None:
+        return Finding("network", "traces", Verdict.LACKS, "asked for, and not installed",
+                       "pip install 'cat-serve[otel]'")  # fmt: skip
+    return Finding("network", "traces", Verdict.OK, f"sent by the exporter {exporter}")
