@@ -39,6 +39,7 @@ class Limits:
         max_batch: images in one forward pass; the model's own limit holds too.
         batch_delay_ms: how long an unfilled pass waits for more; not for an engine with a queue of its own.
         deadline_ms: how long a request that does not say it has; 0: as long as it takes.
+        max_frames_per_request: the same as `max_images_per_request`, of animations.
     """
 
     max_images_per_request: int = 64
@@ -46,6 +47,12 @@ class Limits:
     max_batch: int = 16
     batch_delay_ms: float = 0.0
     deadline_ms: float = 0.0
+    max_frames_per_request: int = 240
+
+    @property
+    def most_frames(self) -> int:
+        """Return how many frames an animation may have: no more than may wait."""
+        return min(self.max_frames_per_request, self.max_queued_images)
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,9 @@ class Settings(RepositorySettings):
     max_images_per_request: int = Field(
         64, ge=1, description="largest n of a request; a larger one gets 422"
     )
+    max_frames_per_request: int = Field(
+        240, ge=2, description="largest number of frames of /interpolate; a larger one gets 422"
+    )
     max_queued_images: int = Field(
         256, ge=1, description="images of one model that may wait; a request beyond that gets 429"
     )

@@ -74,6 +74,7 @@ def create_app(
             settings.max_batch,
             settings.batch_delay_ms,
             settings.deadline_ms,
+            settings.max_frames_per_request,
         ),
     )
     app: FastAPI = FastAPIOffline(  # the documentation page must not need other hosts

@@ -68,6 +68,7 @@ def _card(service: Service, served: ServedModel) -> schemas.ModelCard:
         parameters=schemas.accepted(service.limits.max_images_per_request),
         limits=schemas.ModelLimits(
             max_images_per_request=service.limits.max_images_per_request,
+            max_frames_per_request=service.limits.most_frames,
             max_batch=min(service.limits.max_batch, manifest.max_batch),
             max_queued_images=service.limits.max_queued_images,
             deadline_ms=service.limits.deadline_ms or None,

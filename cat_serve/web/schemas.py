@@ -168,6 +168,7 @@ class ModelLimits(BaseModel):
     """How much this server takes on."""
 
     max_images_per_request: int = Field(description="largest `n`")
+    max_frames_per_request: int = Field(description="largest `frames` of /interpolate")
     max_batch: int = Field(description="images in one forward pass")
     max_queued_images: int = Field(description="images that may wait; beyond it 429")
     deadline_ms: float | None = Field(

@@ -65,6 +65,7 @@ async def test_models_show_their_manifests(run_app: Any, add_model: Any) -> None
         "parameters": {**ACCEPTED, "n": "an integer from 1 to 9"},
         "limits": {
             "max_images_per_request": 9,
+            "max_frames_per_request": 99,  # no more than may wait
             "max_batch": 4,
             "max_queued_images": 99,
             "deadline_ms": None,
