@@ -47,6 +47,7 @@ async def test_models_show_their_manifests(run_app: Any, add_model: Any) -> None
         "num_classes": 5,
         "image_size": [8, 12],
         "z_shape": [6],
+        "stages": 0,
         "backend": "fake",
         "precision": "fp32",
         "determinism": "bytes",
