@@ -13,7 +13,7 @@ import { copyCommand, say, showFacts, showProblem, showTake, showWaiting } from 
 const SETTLED_MS = 500;
 const find = (id) => document.getElementById(id);
 
-let state = parse(location.hash);
+let state = parse("");
 let models = [];
 let settling = null;
 
@@ -46,6 +46,7 @@ function change(part, asks = true) {
 
 function go(hash) {
   state = parse(hash);
+  if (state.seed === "") state.seed = draw(state.n);
   offer();
   change({});
 }
@@ -121,9 +122,7 @@ async function start() {
   models = cards.map((card) => ({
     ...card, first, classes: classes.find((each) => each.model === card.name).classes,
   }));
-  if (state.seed === "") state.seed = draw(state.n);
-  if (state.toSeed === "") state.toSeed = draw();
-  go(format(state));
+  go(location.hash);
 }
 
 find("copy").addEventListener("click", copyCommand);

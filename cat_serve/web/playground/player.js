@@ -35,7 +35,10 @@ export class Player {
       this.#pause();
       this.#turnTo(event.target.valueAsNumber);
     });
-    section.addEventListener("toggle", () => section.open || this.#pause());
+    section.addEventListener("toggle", () => {
+      if (!section.open) this.#pause();
+      else if (find("to-seed").value === "") onChange({ toSeed: draw() });
+    });
   }
 
   offer(model) {
@@ -45,6 +48,7 @@ export class Player {
   /** Take over where the frames begin and end; frames of something else are put away. */
   show(state, model) {
     this.#section.hidden = model.limits.max_images_per_request < 2;
+    if (state.toSeed !== "") this.#section.open = true;
     const to = state.to === "" ? state.class : state.to;
     this.#to.value = to;
     if (document.activeElement !== find("to-seed")) find("to-seed").value = state.toSeed;
