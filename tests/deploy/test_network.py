@@ -34,12 +34,13 @@ DNS = Peer({"k8s-app": "kube-dns"}, "kube-system", {"kubernetes.io/metadata.name
 NEIGHBOUR = Peer({"app": "something else"})
 STRANGER = Peer(part("front-end"), "elsewhere", {"kubernetes.io/metadata.name": "elsewhere"})
 INTERNET, NODE_METADATA = Peer(address="93.184.215.14"), Peer(address="169.254.169.254")
-HTTP, GRPC, METRICS = 8000, 8001, 8002
-NAMED = {"http": HTTP, "grpc": GRPC, "metrics": METRICS}
+HTTP, GRPC, METRICS, ADMIN = 8000, 8001, 8002, 9000
+NAMED = {"http": HTTP, "grpc": GRPC, "metrics": METRICS, "admin": ADMIN}
 
 # from          to         port     in which overlays ("triton": those with Triton)
 ALLOWED = [
     (INGRESS,    FRONT_END, HTTP,    "all"),
+    (PROMETHEUS, FRONT_END, ADMIN,   "all"),
     (FRONT_END,  DNS,       53,      "all"),
     (FRONT_END,  TRITON,    GRPC,    "triton"),
     (PROMETHEUS, TRITON,    METRICS, "triton"),
