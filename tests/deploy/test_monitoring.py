@@ -195,11 +195,13 @@ def test_scrapes_read_the_alerts_and_the_annotations_of_the_pods(objects: Object
     assert annotations["prometheus.io/scrape"] == "true"
     assert annotations["prometheus.io/path"] == "/metrics"
     assert int(annotations["prometheus.io/port"]) == ports(pod)["admin"]
-    (keep, _, port, *_) = jobs["cat-serve-pods"]["relabel_configs"]
+    keep, _, port, *_ = jobs["cat-serve-pods"]["relabel_configs"]
     assert re.fullmatch(keep["regex"], annotations["prometheus.io/scrape"])
-    for number, kept in ((ports(pod)["admin"], True), (ports(pod)["http"], False)):
-        joined = f"{annotations['prometheus.io/port']};{number}"
-        assert bool(re.fullmatch(port["regex"], joined)) is kept
+    replacement = re.sub(r"\$(\d)", r"\\\1", port["replacement"])
+    for found in ("10.0.0.7:8000", "10.0.0.7:9000", "10.0.0.7"):
+        match = re.fullmatch(port["regex"], f"{found};{annotations['prometheus.io/port']}")
+        assert match
+        assert match.expand(replacement) == "10.0.0.7:9000"
     assert of_kind(objects, "Namespace").keys() == set(
         jobs["cat-serve-pods"]["kubernetes_sd_configs"][0]["namespaces"]["names"]
     )
