@@ -23,6 +23,7 @@ from cat_serve.tracing import Tracing, from_environment
 from cat_serve.web import (
     admin,
     generate,
+    interpolate,
     openai_images,
     playground,
     problems,
@@ -84,6 +85,7 @@ def create_app(
     app.state.tracing = tracing or from_environment()
     app.include_router(generate.router)
     app.include_router(openai_images.router)
+    app.include_router(interpolate.router)
     app.include_router(routes.router)
     app.include_router(playground.router)
     if settings.admin_port is None:
@@ -91,7 +93,9 @@ def create_app(
     _add_middleware(app, settings)
     most = settings.max_images_per_request
     openai = openai_images.accepted(most)
-    problems.install(app, schemas.accepted(most), {openai_images.GENERATIONS_PATH: openai})
+    frames = interpolate.accepted(service.limits.most_frames)
+    elsewhere = {openai_images.GENERATIONS_PATH: openai, interpolate.PATH: frames}
+    problems.install(app, schemas.accepted(most), elsewhere)
     _document(app)
     return app
 

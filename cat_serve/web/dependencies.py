@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request
@@ -57,8 +58,8 @@ async def deadline_of(
 TheDeadline = Annotated[Deadline, Depends(deadline_of)]
 
 
-def only(*names: str) -> Any:
-    """Return a dependency that refuses query parameters that are not `names`, or come twice."""
+def only(*names: str, repeatable: Collection[str] = ()) -> Any:
+    """Return a dependency that refuses query parameters that are not `names`, or come twice and are not `repeatable`."""
 
     async def check(request: Request) -> None:
         given = [name for name, _ in request.query_params.multi_items()]
@@ -70,7 +71,7 @@ def only(*names: str) -> Any:
                     got=name,
                     accepted=", ".join(names) or "no parameters",
                 )
-            if given.count(name) > 1:
+            if given.count(name) > 1 and name not in repeatable:
                 raise InvalidInput(
                     f"{name} was given {given.count(name)} times.",
                     code="repeated_parameter",

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Body, Request, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from cat_serve.errors import InvalidInput
 from cat_serve.images import Format, encode
@@ -56,7 +56,6 @@ def accepted(max_images_per_request: int) -> dict[str, str]:
     return {**ACCEPTED, "n": schemas.accepted(max_images_per_request)["n"]}
 
 
-Number = BeforeValidator(schemas._no_boolean)
 Unused = Annotated[str | None, Field(max_length=schemas.MAX_NAME_CHARACTERS)]
 
 
@@ -72,7 +71,7 @@ class ImagesParameters(BaseModel):
         description="**Required.** A class: its name, or its index. There is no text encoder: a sentence is an error.",
     )
     model: str | None = Field(None, min_length=1, max_length=schemas.MAX_NAME_CHARACTERS)
-    n: Annotated[int | None, Number] = Field(None, ge=1, description="1 if absent")
+    n: Annotated[int | None, schemas.NUMBER] = Field(None, ge=1, description="1 if absent")
     size: str | None = Field(
         None, max_length=schemas.MAX_NAME_CHARACTERS, description=ACCEPTED["size"]
     )
@@ -80,10 +79,12 @@ class ImagesParameters(BaseModel):
     output_format: Literal["png", "jpeg", "webp"] | None = Field(
         None, description="`png` if absent"
     )
-    seed: Annotated[int | None, Number] = Field(
+    seed: Annotated[int | None, schemas.NUMBER] = Field(
         None, ge=0, le=MAX_SEED, description="drawn if absent; image i has `seed` + i"
     )
-    truncation_psi: Annotated[float | None, Number] = Field(None, ge=0, le=1, allow_inf_nan=False)
+    truncation_psi: Annotated[float | None, schemas.NUMBER] = Field(
+        None, ge=0, le=1, allow_inf_nan=False
+    )
     background: Literal["auto", "opaque"] | None = None
     moderation: Literal["auto", "low"] | None = Field(
         None, description="nothing is moderated: only classes can be asked for"

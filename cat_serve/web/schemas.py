@@ -36,6 +36,9 @@ def _no_boolean(value: object) -> object:
     return value
 
 
+NUMBER = BeforeValidator(_no_boolean)
+
+
 def _index_as_text(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 

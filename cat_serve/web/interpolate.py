@@ -1,0 +1,283 @@
+"""POST /interpolate: the frames of a path between seeds and classes, as one animated file or a zip."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Query, Request, Response
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from cat_serve.animation import (
+    ANIMATION_MEDIA_TYPES,
+    MAX_FPS,
+    AnimationFormat,
+    encode_animation,
+)
+from cat_serve.errors import InvalidInput
+from cat_serve.images import MAX_SIDE_PX
+from cat_serve.interpolation import MIN_KEYS, Curve
+from cat_serve.latents import MAX_SEED
+from cat_serve.observation import current
+from cat_serve.paths import Key, PathRequest
+from cat_serve.service import GeneratedImages, Service
+from cat_serve.web import schemas
+from cat_serve.web.dependencies import TheDeadline, TheService, only, problems
+from cat_serve.web.generate import BINARY, IMAGE_HEADERS, unless_gone
+from cat_serve.web.observed import CLIENT_GONE
+
+router = APIRouter()
+
+PATH = "/interpolate"
+MAX_KEYS = 64
+DEFAULT_FRAMES = 32
+DEFAULT_FPS = 16
+OF_KEYS = ("class", "seed")
+SEVERAL = "; one for all key frames, or one for each"
+
+ACCEPTED = {
+    "class": schemas.ACCEPTED["class"] + SEVERAL,
+    "seed": schemas.ACCEPTED["seed"] + SEVERAL,
+    "frames": f"an integer from {MIN_KEYS} to the server's limit, which /models tells",
+    "fps": f"an integer from 1 to {MAX_FPS['webp']}, for gif to {MAX_FPS['gif']}",
+    "interpolation": "'slerp' or 'lerp'",
+    "loop": "true or false",
+    "truncation_psi": schemas.ACCEPTED["truncation_psi"],
+    "format": "'webp', 'gif' or 'zip'",
+    "model": schemas.ACCEPTED["model"],
+}
+
+
+def accepted(most_frames: int) -> dict[str, str]:
+    """Return what each parameter accepts on a server with this limit."""
+    return {**ACCEPTED, "frames": f"an integer from {MIN_KEYS} to {most_frames}"}
+
+
+def _as_list(value: object) -> object:
+    return value if isinstance(value, list) or value is None else [value]
+
+
+ClassOfKey = Annotated[
+    schemas.ClassText, Field(min_length=1, max_length=schemas.MAX_NAME_CHARACTERS)
+]
+SeedOfKey = Annotated[int, schemas.NUMBER, Field(ge=0, le=MAX_SEED)]
+
+
+class InterpolateParameters(BaseModel):
+    """Key frames and the way between them, in the query (`class=7&class=9&seed=1`) or as a JSON body (lists)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={
+        "examples": [{"class": 7, "seed": [1, 2], "frames": 48, "loop": True},
+                     {"class": ["sneaker", "ankle boot"], "seed": 1, "fps": 24, "format": "gif"}],
+    })  # fmt: skip
+
+    class_: Annotated[list[ClassOfKey] | None, BeforeValidator(_as_list)] = Field(
+        None,
+        alias="class",
+        min_length=1,
+        max_length=MAX_KEYS,
+        description="**Required.** One class for all key frames, or one for each; by index or name.",
+        examples=[["7", "9"]],
+    )
+    seed: Annotated[list[SeedOfKey] | None, BeforeValidator(_as_list)] = Field(
+        None,
+        min_length=1,
+        max_length=MAX_KEYS,
+        description="One seed for all key frames, or one for each. If absent, one is drawn.",
+        examples=[[1, 2]],
+    )
+    frames: Annotated[int, schemas.NUMBER] = Field(
+        DEFAULT_FRAMES,
+        ge=MIN_KEYS,
+        description="Of the whole animation. Every key frame is one of them; the others lie evenly between.",
+    )
+    fps: Annotated[int, schemas.NUMBER] = Field(
+        DEFAULT_FPS, ge=1, le=MAX_FPS["webp"], description="Frames a second; of a gif at most 50."
+    )
+    interpolation: Curve = Field(
+        "slerp",
+        description="Of the latents: `slerp` on a great circle, which keeps them typical; `lerp` in a straight line.",
+    )
+    loop: bool = Field(
+        False, description="Go back to the first key frame, and play for ever; else once."
+    )
+    truncation_psi: Annotated[float, schemas.NUMBER] = Field(1.0, ge=0, le=1, allow_inf_nan=False)
+    format: AnimationFormat = Field(
+        "webp", description="`webp` is lossless, `gif` has a palette, `zip` holds one PNG a frame."
+    )
+    model: str | None = Field(None, min_length=1, max_length=schemas.MAX_NAME_CHARACTERS)
+
+
+HEADERS = {
+    **{name: text for name, text in IMAGE_HEADERS.items() if name not in ("X-Seed", "X-Class")},
+    "X-Seed": "seed of every key frame, with semicolons between",
+    "X-Class": "class of every key frame, with semicolons between",
+    "X-Frames": "number of frames",
+}
+ANSWER: dict[str, Any] = {
+    "description": "The animation. WebP says in EXIF, GIF in its comment and every PNG of a zip how it was made.",
+    "content": dict.fromkeys(ANIMATION_MEDIA_TYPES.values(), BINARY),
+    "headers": {
+        name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()
+    },
+}
+
+
+@router.post(
+    PATH,
+    response_class=Response,
+    responses={200: ANSWER, **problems(401, 404, 413, 422, 429, 500, 502, 503, 504)},
+    dependencies=[only(*ACCEPTED, repeatable=OF_KEYS)],
+    summary="Animate the way between seeds and classes",
+)
+async def interpolate(
+    request: Request,
+    service: TheService,
+    deadline: TheDeadline,
+    query: Annotated[InterpolateParameters, Query()],
+    body: Annotated[InterpolateParameters | None, Body()] = None,
+) -> Response:
+    """Make the frames between two key frames or more; each is an image of its own, in the same queue as all others.
+
+    Between key frames of different classes the class is a mixture, from the one to the other in equal steps.
+    A key frame is the image that /generate makes of its class and seed.
+    """
+    if body is not None and request.query_params:
+        raise InvalidInput(
+            "There are parameters in the query and in the body.",
+            code="query_and_body",
+            hint="send all of them in one place",
+            got=", ".join(dict(request.query_params)),
+            accepted="the query or a JSON body",
+        )
+    parameters = body or query
+    asked = resolve(service, parameters)
+    images = await unless_gone(request, service.generate(asked, deadline))
+    if images is None:
+        return Response(status_code=CLIENT_GONE)
+    observed = current()
+    with observed.encoding():
+        encoding = asyncio.to_thread(_encoded, asked, images, parameters)
+        content = await deadline.hold(encoding, lambda: "encode")
+    media_type = ANIMATION_MEDIA_TYPES[parameters.format]
+    own = headers(asked, images, observed.encode_ms or 0.0)
+    return Response(content, media_type=media_type, headers=own)
+
+
+def resolve(service: Service, parameters: InterpolateParameters) -> PathRequest:
+    """Turn names into indices, draw a seed if none was given, and hold everything to the limits.
+
+    Raises:
+        InvalidInput: with the parameter that must be corrected.
+    """
+    if parameters.class_ is None:
+        raise InvalidInput(
+            "The parameter class is missing.",
+            code="missing_parameter",
+            hint="for example POST /interpolate?class=7&seed=1&seed=2",
+            parameter="class",
+            accepted=ACCEPTED["class"],
+        )
+    model = service.model(parameters.model)
+    require_playable(parameters, service.limits.most_frames)
+    require_side(model.artefact.manifest.image_size, parameters.format)
+    seeds = parameters.seed or [secrets.randbelow(MAX_SEED + 1)]
+    count = count_keys(len(parameters.class_), len(seeds))
+    others = [other.classes for other in service.models.values()]
+    classes = [model.classes.index_of(text, others) for text in parameters.class_]
+    return PathRequest(
+        model=model,
+        keys=tuple(
+            Key({classes[index % len(classes)]: 1.0}, seeds[index % len(seeds)])
+            for index in range(count)
+        ),
+        frames=parameters.frames,
+        curve=parameters.interpolation,
+        loop=parameters.loop,
+        truncation_psi=parameters.truncation_psi + 0.0,  # -0.0 is 0
+    )
+
+
+def count_keys(classes: int, seeds: int) -> int:
+    """Return the number of key frames.
+
+    Raises:
+        InvalidInput: `bad_keys`, there is only one, or their number is not clear.
+    """
+    count = max(classes, seeds)
+    if count < MIN_KEYS or {classes, seeds} - {1, count}:
+        raise InvalidInput(
+            f"There are {classes} classes and {seeds} seeds, which make no key frames.",
+            code="bad_keys",
+            hint="give several seeds, several classes, or as many of each: class=7&seed=1&seed=2",
+            got={"class": classes, "seed": seeds},
+            accepted=f"at least {MIN_KEYS} of one of them, and of the other as many or one",
+        )
+    return count
+
+
+def require_playable(parameters: InterpolateParameters, most_frames: int) -> None:
+    """Refuse more frames than the server makes, or a rate that the format cannot show.
+
+    Raises:
+        InvalidInput: `bad_frames` or `bad_fps`.
+    """
+    if parameters.frames > most_frames:
+        raise InvalidInput(
+            f"frames is {parameters.frames}, and an animation may have {most_frames}.",
+            code="bad_frames",
+            hint="ask for fewer, or for the parts of the path one after another",
+            parameter="frames",
+            got=parameters.frames,
+            accepted=accepted(most_frames)["frames"],
+        )
+    if parameters.fps > MAX_FPS[parameters.format]:
+        raise InvalidInput(
+            f"fps is {parameters.fps}, and a gif is shown slower than that.",
+            code="bad_fps",
+            hint="use format=webp, or fps=50",
+            parameter="fps",
+            got=parameters.fps,
+            accepted=ACCEPTED["fps"],
+        )
+
+
+def require_side(image_size: tuple[int, int], animation_format: AnimationFormat) -> None:
+    """Refuse images that are larger than WebP can hold.
+
+    Raises:
+        InvalidInput: `bad_format`.
+    """
+    if animation_format == "webp" and max(image_size) > MAX_SIDE_PX["webp"]:
+        raise InvalidInput(
+            f"The frames have {image_size[1]} x {image_size[0]} px, and webp holds {MAX_SIDE_PX['webp']}.",
+            code="bad_format",
+            hint="use format=zip",
+            parameter="format",
+            got=animation_format,
+            accepted="'zip'",
+        )
+
+
+def _encoded(
+    asked: PathRequest, images: GeneratedImages, parameters: InterpolateParameters
+) -> bytes:
+    facts = {**asked.facts(), "fps": parameters.fps}
+    return encode_animation(
+        images.pixels, parameters.format, parameters.fps, parameters.loop, facts
+    )
+
+
+def headers(asked: PathRequest, images: GeneratedImages, encode_ms: float) -> dict[str, str]:
+    """Return the headers of an answer."""
+    facts = asked.facts()
+    timing = {"queue": images.queue_ms, "generate": images.generate_ms, "encode": encode_ms}
+    return {
+        "X-Seed": ";".join(map(str, facts["seed"])),
+        "X-Class": ";".join(map(str, facts["class"])),
+        "X-Model": asked.model.label,
+        "X-Frames": str(len(asked)),
+        "X-Determinism": images.determinism,
+        "Server-Timing": ", ".join(f"{stage};dur={ms:.2f}" for stage, ms in timing.items()),
+    }
