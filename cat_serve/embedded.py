@@ -83,11 +83,7 @@ def embedded(artefact: Artefact, settings: Settings) -> Iterator[Embedded]:
         MissingDependency, ArtefactError: see `open_backend`.
         BadOutput: it does not make its golden images.
     """
-    if settings.backend not in BACKENDS:
-        raise InvalidInput(
-            f"The backend {settings.backend} computes in other processes, and this command in its own.",
-            hint="--backend onnxruntime, or --backend torch with --checkpoints",
-        )
+    require_here(settings)
     options = EngineOptions(
         provider=settings.provider,
         threads=settings.threads,
@@ -102,3 +98,16 @@ def embedded(artefact: Artefact, settings: Settings) -> Iterator[Embedded]:
         yield Embedded(model, backend, min(settings.max_batch, manifest.max_batch))
     finally:
         backend.close()
+
+
+def require_here(settings: Settings) -> None:
+    """Refuse a backend that computes elsewhere.
+
+    Raises:
+        InvalidInput: it does.
+    """
+    if settings.backend not in BACKENDS:
+        raise InvalidInput(
+            f"The backend {settings.backend} computes in other processes, and this command in its own.",
+            hint="--backend onnxruntime, or --backend torch with --checkpoints",
+        )

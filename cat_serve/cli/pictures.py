@@ -1,0 +1,234 @@
+"""Pictures of `cat-serve generate`: the service answers as it would over HTTP, and what it answers is written."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cat_serve.errors import CatServeError, InvalidInput
+
+if TYPE_CHECKING:
+    from cat_serve.images import Format
+    from cat_serve.manifest import Artefact
+    from cat_serve.service import ImageRequest, Service
+    from cat_serve.settings import Settings
+    from cat_serve.web.answers import Form
+
+SUFFIXES: dict[str, Format] = {
+    ".png": "png", ".jpeg": "jpeg", ".jpg": "jpeg", ".webp": "webp", ".npy": "npy",
+}  # fmt: skip
+MAX_IMAGES = 100_000
+
+_RANGE = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10}))?")
+
+
+def write_pictures(
+    arguments: argparse.Namespace, settings: Settings, artefact: Artefact
+) -> dict[str, Any]:
+    """Make one picture of all seeds, or a folder with a file for each.
+
+    Raises:
+        InvalidInput: no class, seeds that are none, or a file name that says no format.
+    """
+    if arguments.class_ is None:
+        raise InvalidInput(
+            "The class is missing.", hint="--class 7, for example; --n 100 makes some of all"
+        )
+    seeds = read_seeds(arguments.seeds)
+    out = Path(arguments.out)
+    image_format = None if is_folder(arguments.out) else SUFFIXES.get(out.suffix.lower())
+    if image_format is None and not is_folder(arguments.out):
+        raise InvalidInput(f"--out {arguments.out} says no format.",
+                           hint=f"a folder, or a name with one of {', '.join(SUFFIXES)}")  # fmt: skip
+    return asyncio.run(_write(arguments, settings, artefact, seeds, out, image_format))
+
+
+def is_folder(out: str) -> bool:
+    """Say whether --out means a folder: it is one, ends in a slash, or has no suffix."""
+    return out.endswith("/") or Path(out).is_dir() or not Path(out).suffix
+
+
+async def _write(
+    arguments: argparse.Namespace, settings: Settings, artefact: Artefact, seeds: Sequence[int],
+    out: Path, image_format: Format | None,
+) -> dict[str, Any]:  # fmt: skip
+    from tqdm import tqdm
+
+    from cat_serve.cli.generate import report
+
+    name = artefact.manifest.model
+    async with _service(settings, artefact, len(seeds)) as service:
+        began_s = time.perf_counter()
+        with tqdm(total=len(seeds), unit="img", desc=name) as bar:
+            if image_format is None:
+                await _folder(arguments, service, seeds, out, bar)
+            else:
+                await _one_file(arguments, service, seeds, out, image_format)
+                bar.update(len(seeds))
+        seconds = time.perf_counter() - began_s
+        label, determinism = service.model(None).label, service.determinism(name)
+    count, text = len(seeds), arguments.seeds or str(seeds[0])
+    return report(count, count, seconds, label, determinism, settings, out,
+                  **{"class": arguments.class_, "seeds": text})  # fmt: skip
+
+
+@asynccontextmanager
+async def _service(settings: Settings, artefact: Artefact, images: int) -> AsyncIterator[Service]:
+    """Start the service without its HTTP, with room for so many images at once.
+
+    Raises:
+        CatServeError: the model cannot be opened, or does not make its golden images.
+    """
+    from cat_serve.batching import Limits
+    from cat_serve.service import Service
+    from cat_serve.web.app import engine_opener
+
+    name = artefact.manifest.model
+    limits = Limits(images, 2 * images + settings.max_batch, settings.max_batch)
+    service = Service({name: artefact}, name, engine_opener(settings), settings.concurrency, limits)
+    try:
+        await service.start()
+        if isinstance(service.failure, CatServeError):
+            raise service.failure
+        if service.failure is not None:
+            raise CatServeError("The model could not be opened.") from service.failure
+        yield service
+    finally:
+        await service.close()
+
+
+async def _one_file(
+    arguments: argparse.Namespace, service: Service, seeds: Sequence[int], out: Path,
+    image_format: Format,
+) -> None:  # fmt: skip
+    """Write what `POST /generate` answers to a request for all seeds; several as .npy are one array."""
+    which = _which(seeds)
+    several = len(seeds) > 1
+    form: Form | None = "image" if several and image_format == "npy" else None
+    asked = _request(arguments, service, image_format, **which, response=form)
+    content = await _answer(service, asked, image_format, form)
+    await asyncio.to_thread(_replace, out, content)
+
+
+async def _folder(
+    arguments: argparse.Namespace, service: Service, seeds: Sequence[int], out: Path, bar: Any
+) -> None:
+    """Write what `POST /generate` answers to a request for each seed; as many at once as fill the passes."""
+    from cat_serve.web.answers import file_name
+
+    waiting, failures = iter(seeds), list[Exception]()
+    image_format: Format = arguments.format
+
+    async def work() -> None:
+        for seed in waiting:
+            asked = _request(arguments, service, image_format, seed=seed)
+            content = await _answer(service, asked, image_format, None)
+            path = out / file_name(asked, seed, image_format)
+            await asyncio.to_thread(_replace, path, content)
+            bar.update(1)
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(min(len(seeds), 2 * service.limits.max_batch)):
+                tasks.create_task(work())
+    except* CatServeError as errors:
+        failures.extend(errors.exceptions)
+    if failures:
+        raise failures[0]
+
+
+def _request(
+    arguments: argparse.Namespace, service: Service, image_format: Format, **more: Any
+) -> ImageRequest:
+    """Return the request that the same parameters make over HTTP.
+
+    Raises:
+        InvalidInput: one of them does not fit.
+    """
+    from pydantic import ValidationError
+
+    from cat_serve.web.generate import resolve
+    from cat_serve.web.schemas import ACCEPTED, GenerateParameters
+
+    values = {
+        "class": arguments.class_, "truncation_psi": arguments.truncation_psi,
+        "stage": arguments.stage, "format": image_format, **more,
+    }  # fmt: skip
+    given = {name: value for name, value in values.items() if value is not None}
+    try:
+        parameters = GenerateParameters.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        accepted = ACCEPTED.get(name)
+        raise InvalidInput(
+            f"{name} is {given.get(name)!r}: {first['msg']}.",
+            code=f"bad_{name}", hint=None if accepted is None else f"{name}: {accepted}",
+        ) from error  # fmt: skip
+    return resolve(service, parameters)
+
+
+async def _answer(
+    service: Service, asked: ImageRequest, image_format: Format, form: Form | None
+) -> bytes:
+    """Return the body of the answer."""
+    from cat_serve.web.answers import answer, choose_form, require_fits
+
+    chosen = choose_form(form, image_format, asked.n)
+    require_fits(asked, image_format, chosen)
+    made = await service.generate(asked)
+    made_into = await asyncio.to_thread(answer, asked, made.pixels, image_format, chosen)
+    return made_into.content
+
+
+def _replace(path: Path, content: bytes) -> None:
+    from cat_serve.files import written_whole
+
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _which(seeds: Sequence[int]) -> dict[str, Any]:
+    """Return the parameters that ask for these seeds."""
+    if list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
+        return {"seed": seeds[0], "n": len(seeds)}
+    return {"seeds": ",".join(map(str, seeds))}
+
+
+def read_seeds(text: str | None) -> Sequence[int]:
+    """Read `5`, `0-63` or `0-9,42`; draw one seed if there is no text.
+
+    Raises:
+        InvalidInput: these are no seeds, one comes twice, or they are too many.
+    """
+    from cat_serve.latents import MAX_SEED, seed_range
+
+    if text is None:
+        return [secrets.randbelow(MAX_SEED + 1)]
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = _RANGE.fullmatch(part.strip())
+        if match is None:
+            raise _no_seeds(text, f"{part.strip()!r} is neither a seed nor a range")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise _no_seeds(text, f"{part.strip()} ends before it begins")
+        if len(seeds) + last - first >= MAX_IMAGES:
+            raise _no_seeds(text, f"a run makes {MAX_IMAGES} pictures at most; --n makes more")
+        seeds += seed_range(first, last - first + 1)
+    if len(set(seeds)) < len(seeds):
+        raise _no_seeds(text, "a seed comes twice")
+    return seeds
+
+
+def _no_seeds(text: str, reason: str) -> InvalidInput:
+    return InvalidInput(
+        f"--seeds is {text!r}: {reason}.", code="bad_seeds", hint="such as 5, 0-63 or 0-9,42"
+    )
