@@ -3,7 +3,7 @@
 import { ask, timing, useKey } from "./api.js";
 import { Controls } from "./controls.js";
 import { Latest } from "./latest.js";
-import { Picture } from "./picture.js";
+import { Picture, SHARP_BELOW_PX } from "./picture.js";
 import { Player } from "./player.js";
 import { Recent } from "./recent.js";
 import { Stages } from "./stages.js";
@@ -73,6 +73,7 @@ async function make(wanted, signal) {
   showProblem(null);
   showFacts(made);
   showTake({ path, file: made.file, address: picture.address, permalink: made.permalink });
+  player.still(wanted.n === 1 ? picture.address : null, Math.max(...model().image_size) < SHARP_BELOW_PX);
   stages.show(wanted, model());
   settle(wanted, blob, made);
 }

@@ -1,6 +1,7 @@
 // The image itself: one, or the grid as it came, cut into cells that can be picked.
 
-const SHARP_BELOW_PX = 160;
+// Smaller images are enlarged pixel by pixel: their pixels are what there is to see.
+export const SHARP_BELOW_PX = 160;
 
 export class Picture {
   #element;

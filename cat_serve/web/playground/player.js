@@ -3,7 +3,8 @@
 import { ask, curl } from "./api.js";
 import { Combobox } from "./combobox.js";
 import { Latest } from "./latest.js";
-import { classOf, draw } from "./state.js";
+import { SHARP_BELOW_PX } from "./picture.js";
+import { draw } from "./state.js";
 import { unzip } from "./unzip.js";
 
 const FRAMES = 32;
@@ -47,13 +48,23 @@ export class Player {
 
   /** Take over where the frames begin and end; frames of something else are put away. */
   show(state, model) {
-    this.#section.hidden = model.limits.max_images_per_request < 2;
+    this.#section.hidden = false;
     if (state.toSeed !== "") this.#section.open = true;
     const to = state.to === "" ? state.class : state.to;
     this.#to.value = to;
     if (document.activeElement !== find("to-seed")) find("to-seed").value = state.toSeed;
     this.#asked = requestOf(state, to, model);
     if (this.#framesOf !== "" && this.#framesOf !== JSON.stringify(this.#asked)) this.#putAway();
+  }
+
+  /** Show the image where the frames begin until there are frames; null: there are several on the page. */
+  still(address, small) {
+    if (this.#frames.length) return;
+    const frame = find("frame");
+    frame.classList.toggle("sharp", small);
+    if (address === null) frame.removeAttribute("src");
+    else frame.src = address;
+    frame.alt = address === null ? "" : "Where the frames begin";
   }
 
   #toggle() {
@@ -84,8 +95,7 @@ export class Player {
     const scrub = find("scrub");
     scrub.max = frames.length - 1;
     scrub.disabled = false;
-    find("frame").hidden = false;
-    find("frame").classList.toggle("sharp", frames[0].naturalWidth < 160);
+    find("frame").classList.toggle("sharp", frames[0].naturalWidth < SHARP_BELOW_PX);
     find("between-note").textContent = `${frames.length} frames, made once.`;
     find("between-curl").hidden = false;
     find("between-curl").textContent = curl("interpolate", "between.webp", { ...asked, format: "webp" });
@@ -98,7 +108,7 @@ export class Player {
     this.#frames = [];
     this.#framesOf = "";
     find("scrub").disabled = true;
-    find("frame").hidden = find("between-curl").hidden = true;
+    find("between-curl").hidden = true;
     find("frame-value").textContent = find("between-note").textContent = "";
   }
 
@@ -122,6 +132,16 @@ export class Player {
   }
 }
 
+/** Return the request for the frames; the server plays a loop for ever, and so does the page. */
 function requestOf(state, to, model) {
-  return { class: [classOf(state), to], seed: [state.seed, state.toSeed], frames: FRAMES, fps: FPS, loop: true };
+  const asked = {
+    class: to === state.class ? to : [state.class, to],
+    seed: [state.seed, state.toSeed].map((seed) => (/^\d+$/.test(seed) ? Number(seed) : seed)),
+    frames: Math.min(FRAMES, model.limits.max_frames_per_request),
+    fps: FPS,
+    loop: true,
+  };
+  if (state.psi !== 1) asked.truncation_psi = state.psi;
+  if (model.name !== model.first) asked.model = model.name;
+  return asked;
 }

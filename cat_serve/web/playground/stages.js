@@ -2,6 +2,7 @@
 
 import { ask } from "./api.js";
 import { Latest } from "./latest.js";
+import { SHARP_BELOW_PX } from "./picture.js";
 import { query, request } from "./state.js";
 
 export class Stages {
@@ -52,7 +53,7 @@ export class Stages {
     const image = new Image();
     image.src = URL.createObjectURL(blob);
     image.alt = "";
-    image.className = Math.max(...model.image_size) < 160 ? "sharp" : "";
+    image.className = Math.max(...model.image_size) < SHARP_BELOW_PX ? "sharp" : "";
     await image.decode();
     const button = document.createElement("button");
     button.type = "button";
