@@ -1,0 +1,317 @@
+"""`cat-serve generate`: the service's own bytes, and samples that survive being interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from cat_serve.backends.fake import FakeBackend
+from cat_serve.classes import Classes
+from cat_serve.cli import main
+from cat_serve.cli.pictures import read_seeds
+from cat_serve.contract import Output
+from cat_serve.embedded import Embedded
+from cat_serve.errors import BadOutput, InvalidInput
+from cat_serve.files import sha256_of
+from cat_serve.images import read_parameters
+from cat_serve.latents import MAX_SEED
+from cat_serve.manifest import GOLDEN_NAME, Artefact
+from cat_serve.samples import INDEX_NAME
+from cat_serve.service import ServedModel
+from tests.serving.processes import ROOT, ended, shipped_server
+
+Generate = Callable[..., dict[str, Any]]
+WAIT_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[httpx.Client]:
+    with shipped_server() as address, httpx.Client(base_url=address) as client:
+        yield client
+
+
+@pytest.fixture
+def generate(capsys: pytest.CaptureFixture[str]) -> Generate:
+    """Run the command in this process; return what its last line says."""
+
+    def run(*flags: str) -> dict[str, Any]:
+        code = main(["generate", "--threads", "1", *flags])
+        captured = capsys.readouterr()
+        assert code == 0, captured.err
+        report: dict[str, Any] = json.loads(captured.out.splitlines()[-1])
+        return report
+
+    return run
+
+
+def served(server: httpx.Client, **parameters: Any) -> bytes:
+    answer = server.post("/generate", params=parameters)
+    assert answer.status_code == 200, answer.text
+    return answer.content
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpeg"])
+@pytest.mark.parametrize("seeds", ["3", "3-8"])
+def test_picture_is_the_services_byte_for_byte(
+    server: httpx.Client, generate: Generate, tmp_path: Path, suffix: str, seeds: str
+) -> None:
+    out = tmp_path / f"picture.{suffix}"
+    generate(
+        "--class", "Ankle_Boot", "--seeds", seeds, "--out", str(out), "--truncation-psi", "0.7"
+    )
+    n = 1 if seeds == "3" else 6
+    expected = served(server, **{"class": 9}, seed=3, n=n, truncation_psi=0.7, format=suffix)
+    assert out.read_bytes() == expected
+
+
+def test_folder_has_the_file_that_the_service_gives_for_every_seed(
+    server: httpx.Client, generate: Generate, tmp_path: Path
+) -> None:
+    seeds = [0, 1, 2, 9, MAX_SEED]
+    flags = ["--class", "7", "--seeds", f"0-2,9,{MAX_SEED}", "--format", "webp"]
+    report = generate(*flags, "--out", f"{tmp_path}/sneakers/")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "sneakers").iterdir()}
+    assert files == {
+        f"fashion-32_class-7_seed-{seed}.webp": served(
+            server, **{"class": 7}, seed=seed, format="webp"
+        )
+        for seed in seeds
+    }
+    assert report["images"] == 5
+
+
+def test_array_holds_all_images(server: httpx.Client, generate: Generate, tmp_path: Path) -> None:
+    generate("--class", "7", "--seeds", "4-6", "--out", str(tmp_path / "several.npy"))
+    generate("--class", "7", "--seeds", "5", "--out", str(tmp_path / "one.npy"))
+    several, one = np.load(tmp_path / "several.npy"), np.load(tmp_path / "one.npy")
+    assert several.shape == (3, 32, 32, 3)
+    assert np.array_equal(several[1], one)
+    expected = served(server, **{"class": 7}, seed=4, n=3, format="npy", response="image")
+    assert (tmp_path / "several.npy").read_bytes() == expected
+
+
+def test_more_images_than_a_request_may_have_are_one_grid(
+    generate: Generate, tmp_path: Path
+) -> None:
+    report = generate("--class", "1", "--seeds", "0-69", "--out", str(tmp_path / "grid.png"))
+    parameters = read_parameters((tmp_path / "grid.png").read_bytes())
+    assert (parameters["seed"], parameters["n"]) == (0, 70)
+    assert report["images"] == 70
+
+
+def test_last_line_tells_what_was_made(
+    generate: Generate, tmp_path: Path, shipped: Artefact
+) -> None:
+    out = tmp_path / "one.png"
+    report = generate("--class", "7", "--out", str(out), "--batch", "2")
+    assert report["model"] == f"fashion-32@{shipped.version}"
+    assert (report["images"], report["made"], report["determinism"]) == (1, 1, "bytes")
+    assert (report["backend"], report["provider"], report["precision"]) == (
+        "onnxruntime", "cpu", "fp32",
+    )  # fmt: skip
+    assert report["seconds"] > 0
+    assert report["images_per_second"] > 0
+    first = out.read_bytes()
+    generate("--class", "7", "--seeds", report["seeds"], "--out", str(out))
+    assert out.read_bytes() == first
+    assert generate("--class", "7", "--out", str(out))["seeds"] != report["seeds"]
+
+
+def test_samples_are_the_services_images_of_all_classes_in_turn(
+    server: httpx.Client, generate: Generate, tmp_path: Path
+) -> None:
+    path = tmp_path / "samples.npz"
+    flags = ["--n", "23", "--seed", "5", "--shard-size", "8", "--batch", "3"]
+    report = generate(*flags, "--out", str(path))
+    with np.load(path) as samples:
+        images, labels = samples["arr_0"], samples["arr_1"]
+    assert labels.tolist() == [i % 10 for i in range(23)]
+    for i in (0, 7, 8, 9, 10, 22):
+        expected = served(server, **{"class": i % 10}, seed=5 + i // 10, format="npy")
+        file = tmp_path / "expected.npy"
+        file.write_bytes(expected)
+        assert np.array_equal(images[i], np.load(file))
+    assert (report["images"], report["made"]) == (23, 23)
+
+
+def test_samples_do_not_depend_on_pass_and_shard(generate: Generate, tmp_path: Path) -> None:
+    for name, flags in {"a": ["--batch", "1"], "b": ["--batch", "5", "--shard-size", "4"]}.items():
+        generate("--n", "11", "--class", "shirt", *flags, "--out", str(tmp_path / f"{name}.npz"))
+    assert sha256_of(tmp_path / "a.npz") == sha256_of(tmp_path / "b.npz")
+
+
+def shards(folder: Path) -> dict[str, str]:
+    return {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+
+
+def command(out: Path) -> list[str]:
+    flags = ["--n", "200", "--shard-size", "10", "--batch", "4", "--threads", "1"]
+    return ["-m", "cat_serve", "generate", *flags, "--out", str(out)]
+
+
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_run_that_is_broken_off_goes_on_and_gives_the_same_bytes(
+    tmp_path: Path, sign: signal.Signals, code: int
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("CAT_SERVE_")}
+
+    def start(out: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, *command(out)], cwd=ROOT, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    process = start(broken)
+    with ended(process):  # type: ignore[arg-type]
+        ends_s = time.monotonic() + WAIT_S
+        while len(list(broken.glob("0*.npz"))) < 3:
+            assert time.monotonic() < ends_s
+            assert process.poll() is None, "it was too quick to be broken off"
+            time.sleep(0.005)
+        process.send_signal(sign)
+        _, err = process.communicate(timeout=WAIT_S)
+    assert process.returncode == code
+    assert "Traceback" not in err
+    finished = len(list(broken.glob("0*.npz")))
+    assert 3 <= finished < 20
+    again, fresh = start(broken), start(whole)
+    out, _ = again.communicate(timeout=WAIT_S)
+    fresh.communicate(timeout=WAIT_S)
+    assert json.loads(out.splitlines()[-1])["made"] == 200 - 10 * finished
+    assert shards(broken) == shards(whole)
+    assert len(shards(whole)) == 20 + 1
+
+
+def test_changed_request_is_refused(
+    generate: Generate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--n", "6", "--shard-size", "4", "--out", str(tmp_path / "shards")]
+    assert generate(*flags)["made"] == 6
+    assert generate(*flags, "--batch", "3")["made"] == 0  # its bytes do not depend on that
+    before = shards(tmp_path / "shards")
+    assert main(["generate", *flags, "--truncation-psi", "0.5"]) == 2
+    assert "truncation_psi 1.0, not 0.5" in capsys.readouterr().err
+    assert shards(tmp_path / "shards") == before
+
+
+def test_size_of_a_pass_is_kept_where_bytes_may_depend_on_it(
+    generate: Generate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cat_serve.backends import onnxruntime
+
+    real = onnxruntime.open_backend
+
+    def less_sure(artefact: Artefact, options: Any) -> Any:
+        backend = real(artefact, options)
+        backend.determinism = "latent"
+        return backend
+
+    monkeypatch.setattr(onnxruntime, "open_backend", less_sure)
+    flags = ["--n", "3", "--batch", "2", "--out", str(tmp_path / "shards")]
+    assert generate(*flags)["determinism"] == "latent"
+    assert json.loads((tmp_path / "shards" / INDEX_NAME).read_text())["batch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--out", "a.png"], "class is missing"),
+        (["--class", "7", "--out", "a.gif"], "says no format"),
+        (["--class", "sneeker", "--out", "a.png"], "did you mean 'sneaker'"),
+        (["--class", "7", "--seeds", "9-3", "--out", "a.png"], "ends before it begins"),
+        (["--class", "7", "--seeds", "4294967295-4294967296", "--out", "a.png"], "out of range"),
+        (["--class", "7", "--truncation-psi", "2", "--out", "a.png"], "0 to 1"),
+        (["--class", "7", "--truncation-psi", "nan", "--out", "a.png"], "0 to 1"),
+        (["--n", "5", "--out", "a.png"], "makes samples"),
+        (["--n", "5", "--stage", "1", "--out", "a.npz"], "makes samples"),
+        (["--n", "0", "--out", "a.npz"], "n is 0"),
+        (["--n", "5", "--class", "zebra", "--out", "a.npz"], "no class 'zebra'"),
+        (["--n", "5", "--batch", "0", "--out", "a.npz"], "CAT_SERVE_MAX_BATCH"),
+        (["--n", "5", "--model", "other", "--out", "a.npz"], "models here: fashion-32"),
+    ],
+)
+def test_wrong_usage_is_told_and_leaves_no_file(
+    flags: Sequence[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", *flags]) == 2
+    captured = capsys.readouterr()
+    assert told in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_backend_of_other_processes_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CAT_SERVE_TRITON_URL", "127.0.0.1:1")
+    flags = ["--class", "7", "--out", str(tmp_path / "a.png"), "--backend", "triton"]
+    assert main(["generate", *flags]) == 2
+    assert "computes in other processes" in capsys.readouterr().err
+
+
+def test_setting_of_the_environment_counts(
+    generate: Generate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("CAT_SERVE_PRECISION", "fp16")
+    flags = ["--class", "7", "--seeds", "1", "--out", str(tmp_path / "a.png")]
+    assert generate(*flags)["precision"] == "fp16"
+    assert generate(*flags, "--precision", "fp32")["precision"] == "fp32"
+
+
+def test_broken_artefact_is_a_failed_check(
+    add_model: Any, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artefact = add_model()
+    (artefact.folder / GOLDEN_NAME).write_bytes(b"other")
+    flags = ["--model-repository", str(repository), "--class", "1"]
+    assert main(["generate", *flags, "--out", str(tmp_path / "a.png")]) == 1
+    assert "golden.png of model 'toy' is not the file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda answer: Output(answer.images, answer.ok & (np.arange(len(answer.ok)) != 1)),
+        lambda answer: Output(answer.images * (np.arange(len(answer.ok)) != 1)[:, None, None, None].astype(np.uint8), answer.ok),
+    ],
+    ids=["flagged", "of one colour"],
+)  # fmt: skip
+def test_sample_that_must_not_be_shown_is_named(add_model: Any, spoil: Any) -> None:
+    artefact = add_model()
+    names = artefact.manifest.class_names
+    model = ServedModel(artefact, Classes("toy", names))
+    engine = Embedded(model, FakeBackend(artefact, after=spoil), batch=2)
+    with pytest.raises(BadOutput, match=r"for class 3, .*seed 8") as caught:
+        engine.images([1, 3, 2], [7, 8, 9], 1.0)
+    assert caught.value.details["seeds"] == [8]
+
+
+def test_seeds_are_read_in_the_order_that_they_are_written() -> None:
+    assert list(read_seeds("42, 0-3,7")) == [42, 0, 1, 2, 3, 7]
+    (drawn,) = read_seeds(None)
+    assert 0 <= drawn <= MAX_SEED
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "1,,2", "-1", "1-", "1.5", "3-1", "1,0-2", "0-100000", "\u0661"]
+)
+def test_what_are_no_seeds_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        read_seeds(text)
+    assert caught.value.code == "bad_seeds"
