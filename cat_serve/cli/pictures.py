@@ -7,7 +7,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +64,7 @@ async def _write(
     from cat_serve.cli.generate import report
 
     name = artefact.manifest.model
-    async with _service(settings, artefact, len(seeds)) as service:
+    async with service_here(settings, artefact, len(seeds)) as service:
         began_s = time.perf_counter()
         with tqdm(total=len(seeds), unit="img", desc=name) as bar:
             if image_format is None:
@@ -80,7 +80,9 @@ async def _write(
 
 
 @asynccontextmanager
-async def _service(settings: Settings, artefact: Artefact, images: int) -> AsyncIterator[Service]:
+async def service_here(
+    settings: Settings, artefact: Artefact, images: int
+) -> AsyncIterator[Service]:
     """Start the service without its HTTP, with room for so many images at once.
 
     Raises:
@@ -91,7 +93,12 @@ async def _service(settings: Settings, artefact: Artefact, images: int) -> Async
     from cat_serve.web.app import engine_opener
 
     name = artefact.manifest.model
-    limits = Limits(images, 2 * images + settings.max_batch, settings.max_batch)
+    limits = Limits(
+        max_images_per_request=images,
+        max_queued_images=2 * images + settings.max_batch,
+        max_batch=settings.max_batch,
+        max_frames_per_request=images,
+    )
     service = Service({name: artefact}, name, engine_opener(settings), settings.concurrency, limits)
     try:
         await service.start()
@@ -113,8 +120,8 @@ async def _one_file(
     several = len(seeds) > 1
     form: Form | None = "image" if several and image_format == "npy" else None
     asked = _request(arguments, service, image_format, **which, response=form)
-    content = await _answer(service, asked, image_format, form)
-    await asyncio.to_thread(_replace, out, content)
+    content = await answer_of(service, asked, image_format, form)
+    await asyncio.to_thread(replace, out, content)
 
 
 async def _folder(
@@ -129,9 +136,9 @@ async def _folder(
     async def work() -> None:
         for seed in waiting:
             asked = _request(arguments, service, image_format, seed=seed)
-            content = await _answer(service, asked, image_format, None)
+            content = await answer_of(service, asked, image_format, None)
             path = out / file_name(asked, seed, image_format)
-            await asyncio.to_thread(_replace, path, content)
+            await asyncio.to_thread(replace, path, content)
             bar.update(1)
 
     try:
@@ -152,16 +159,24 @@ def _request(
     Raises:
         InvalidInput: one of them does not fit.
     """
+    values = {
+        "class": arguments.class_, "truncation_psi": arguments.truncation_psi,
+        "stage": arguments.stage, "format": image_format, **more,
+    }  # fmt: skip
+    return request_of(service, {k: v for k, v in values.items() if v is not None})
+
+
+def request_of(service: Service, given: Mapping[str, Any]) -> ImageRequest:
+    """Return the request that these parameters of POST /generate make.
+
+    Raises:
+        InvalidInput: one of them does not fit.
+    """
     from pydantic import ValidationError
 
     from cat_serve.web.generate import resolve
     from cat_serve.web.schemas import ACCEPTED, GenerateParameters
 
-    values = {
-        "class": arguments.class_, "truncation_psi": arguments.truncation_psi,
-        "stage": arguments.stage, "format": image_format, **more,
-    }  # fmt: skip
-    given = {name: value for name, value in values.items() if value is not None}
     try:
         parameters = GenerateParameters.model_validate(given)
     except ValidationError as error:
@@ -175,7 +190,7 @@ def _request(
     return resolve(service, parameters)
 
 
-async def _answer(
+async def answer_of(
     service: Service, asked: ImageRequest, image_format: Format, form: Form | None
 ) -> bytes:
     """Return the body of the answer."""
@@ -188,7 +203,7 @@ async def _answer(
     return made_into.content
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace(path: Path, content: bytes) -> None:
     from cat_serve.files import written_whole
 
     with written_whole(path) as temporary:
