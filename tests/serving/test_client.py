@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -284,3 +285,25 @@ def test_without_httpx_the_package_works_and_the_client_says_what_to_install() -
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     assert result.stdout == "cat_serve.client needs httpx: pip install 'cat-serve[client]'\n"
+
+
+def test_examples_of_the_guide_run(address: str, tmp_path: Path) -> None:
+    """Run the Python of docs/serving.md as it stands, but for the address."""
+    guide = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    ours = [each for each in examples if "cat_serve.client" in each]
+    assert len(ours) == 3
+    said = []
+    for example in ours:
+        script = example.replace("http://127.0.0.1:8000", address)
+        assert script != example
+        result = subprocess.run(
+            [sys.executable, "-W", "error", "-c", script],
+            cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        said.append(result.stdout)
+    assert (tmp_path / "boot.png").read_bytes()[1:4] == b"PNG"
+    assert "fashion-32 9 (3, 4, 5, 6) bytes" in said[0]
+    assert said[1] == f"{list(range(10))}\n"
+    assert said[2] == "did you mean 'sneaker'? ['sneaker']\n"
