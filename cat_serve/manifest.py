@@ -164,7 +164,12 @@ def load_artefact(folder: Path) -> Artefact:
                 f"(sha256 {got[:12]}, expected {expected.sha256[:12]}).",
                 hint="restore the file, or export it again: python -m export.onnx --help",
             )
-    return Artefact(folder, manifest, sha256_of(path)[:12])
+    return Artefact(folder, manifest, public_version(path))
+
+
+def public_version(path: Path) -> str:
+    """Return the public version of the model whose manifest is at `path`."""
+    return sha256_of(path)[:12]
 
 
 def read_manifest(path: Path) -> Manifest:

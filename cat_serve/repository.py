@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from cat_serve.errors import ArtefactError, InvalidInput, UnknownModel
-from cat_serve.manifest import Artefact, load_artefact
+from cat_serve.manifest import MANIFEST_NAME, Artefact, load_artefact, public_version
 
 PREFERRED_MODEL = "fashion-32"
 RESERVED_NAMES = frozenset({"cat"})  # the Triton ensemble that other tools write beside the models
@@ -40,10 +40,26 @@ def newest_versions(repository: Path) -> dict[str, Path]:
     for model in sorted(repository.iterdir()):
         if not model.is_dir() or model.name.startswith((".", "_")) or model.name in RESERVED_NAMES:
             continue
-        versions = [entry for entry in model.iterdir() if _is_version(entry)]
-        if versions:
-            newest[model.name] = max(versions, key=lambda folder: int(folder.name))
+        if versions := _versions(model):
+            newest[model.name] = versions[0]
     return newest
+
+
+def find_version(repository: Path, model: str, version: str) -> Artefact | None:
+    """Return the artefact with this public version, be it the newest or not; None if it is not there.
+
+    Args:
+        model: any text; only folders of the repository itself are looked into.
+
+    Raises:
+        ArtefactError: it is there, and damaged.
+    """
+    folders = [folder for folder in repository.iterdir() if folder.is_dir()]
+    for folder in (each for found in folders if found.name == model for each in _versions(found)):
+        manifest = folder / MANIFEST_NAME
+        if manifest.is_file() and public_version(manifest) == version:
+            return load_artefact(folder)
+    return None
 
 
 def load_models(repository: Path) -> dict[str, Artefact]:
@@ -89,6 +105,12 @@ def choose_default(models: Collection[str], wanted: str | None = None) -> str:
         "The repository has several models, and none is the default.",
         hint=f"set CAT_SERVE_MODEL (or --model) to one of: {names}",
     )
+
+
+def _versions(model: Path) -> list[Path]:
+    """Return a model's version folders, the newest first."""
+    versions = [entry for entry in model.iterdir() if _is_version(entry)]
+    return sorted(versions, key=lambda folder: int(folder.name), reverse=True)
 
 
 def _is_version(folder: Path) -> bool:

@@ -10,11 +10,13 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cat_serve.errors import CatServeError, InvalidInput
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from cat_serve.images import Format
     from cat_serve.manifest import Artefact
     from cat_serve.service import ImageRequest, Service
@@ -25,6 +27,8 @@ SUFFIXES: dict[str, Format] = {
     ".png": "png", ".jpeg": "jpeg", ".jpg": "jpeg", ".webp": "webp", ".npy": "npy",
 }  # fmt: skip
 MAX_IMAGES = 100_000
+
+P = TypeVar("P", bound="BaseModel")
 
 _RANGE = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10}))?")
 
@@ -172,22 +176,33 @@ def request_of(service: Service, given: Mapping[str, Any]) -> ImageRequest:
     Raises:
         InvalidInput: one of them does not fit.
     """
-    from pydantic import ValidationError
-
     from cat_serve.web.generate import resolve
     from cat_serve.web.schemas import ACCEPTED, GenerateParameters
 
+    return resolve(service, parsed(GenerateParameters, given, ACCEPTED))
+
+
+def parsed(model: type[P], given: Mapping[str, Any], words: Mapping[str, str]) -> P:
+    """Return parameters checked as those of a request are.
+
+    Args:
+        words: what each parameter accepts.
+
+    Raises:
+        InvalidInput: one of them does not fit.
+    """
+    from pydantic import ValidationError
+
     try:
-        parameters = GenerateParameters.model_validate(given)
+        return model.model_validate(given)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0])
-        accepted = ACCEPTED.get(name)
+        accepted = words.get(name)
         raise InvalidInput(
             f"{name} is {given.get(name)!r}: {first['msg']}.",
             code=f"bad_{name}", hint=None if accepted is None else f"{name}: {accepted}",
         ) from error  # fmt: skip
-    return resolve(service, parameters)
 
 
 async def answer_of(

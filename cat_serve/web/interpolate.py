@@ -158,7 +158,7 @@ async def interpolate(
         return Response(status_code=CLIENT_GONE)
     observed = current()
     with observed.encoding():
-        encoding = asyncio.to_thread(_encoded, asked, images, parameters)
+        encoding = asyncio.to_thread(encoded, asked, images, parameters)
         content = await deadline.hold(encoding, lambda: "encode")
     media_type = ANIMATION_MEDIA_TYPES[parameters.format]
     own = headers(asked, images, observed.encode_ms or 0.0)
@@ -260,9 +260,10 @@ def require_side(image_size: tuple[int, int], animation_format: AnimationFormat)
         )
 
 
-def _encoded(
+def encoded(
     asked: PathRequest, images: GeneratedImages, parameters: InterpolateParameters
 ) -> bytes:
+    """Return the body of an answer."""
     facts = {**asked.facts(), "fps": parameters.fps}
     return encode_animation(
         images.pixels, parameters.format, parameters.fps, parameters.loop, facts
