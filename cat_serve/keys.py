@@ -2,10 +2,10 @@
 
 A file of keys is TOML, a table or a key for each name:
 
-    bob = "a key of at least 16 characters"
+    bob = "a-key-of-at-least-16-characters"
 
     [alice]
-    key = "another one"
+    key = "another-key-that-is-not-short"
     images_per_minute = 600      # 0, or absent: the server's own setting
     queued_images = 64
 """

@@ -30,7 +30,7 @@ from cat_serve.web import (
     routes,
     schemas,
 )
-from cat_serve.web.authorization import RequireKey
+from cat_serve.web.authorization import SCHEMES, RequireKey
 from cat_serve.web.middleware import BodyLimit, RequestId
 from cat_serve.web.observed import Observed
 
@@ -106,6 +106,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     keys = read_keys(
         settings.api_keys_file, variable, settings.key_images_per_minute, settings.key_queued_images
     )
+    app.state.has_keys = keys is not None
     app.add_middleware(BodyLimit)
     if keys is not None:
         app.add_middleware(RequireKey, keys)
@@ -162,6 +163,9 @@ def _document(app: FastAPI) -> None:
             parts[model.__name__] = schema
         parts.pop("HTTPValidationError", None)
         parts.pop("ValidationError", None)
+        if app.state.has_keys:
+            document["components"]["securitySchemes"] = SCHEMES
+            document["security"] = [{name: []} for name in SCHEMES]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -12,6 +12,10 @@ from cat_serve.web.problems import problem
 
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})
 OPEN_FILES = "/static/"  # of the page at /
+SCHEMES = {  # of the OpenAPI document; either will do
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
+}
 REALM = 'Bearer realm="cat-serve"'
 
 

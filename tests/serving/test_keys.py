@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,38 @@ async def test_health_stays_open_and_the_rest_does_not(run_app: Any) -> None:
 
 
 @pytest.mark.anyio
+async def test_openai_clients_are_refused_in_their_own_words(run_app: Any) -> None:
+    async with run_app(api_keys=f"bob={BOB}") as running:
+        answer = await running.client.post("/v1/images/generations", json={"prompt": "1"})
+        assert answer.status_code == 401
+        assert answer.json()["error"]["type"] == "authentication_error"
+        assert "www-authenticate" in answer.headers
+        allowed = await running.client.get("/v1/models", headers={"Authorization": f"Bearer {BOB}"})
+        assert allowed.status_code == 200
+
+
+@pytest.mark.anyio
+async def test_openapi_document_says_how_to_send_a_key(run_app: Any) -> None:
+    async with run_app(api_keys=f"bob={BOB}") as with_keys, run_app() as without:
+        answer = await with_keys.client.get("/openapi.json", headers={"X-Api-Key": BOB})
+        document = answer.json()
+        assert document["security"] == [{"bearer": []}, {"header": []}]
+        assert document["components"]["securitySchemes"]["header"]["name"] == "X-Api-Key"
+        assert "security" not in (await without.client.get("/openapi.json")).json()
+
+
+@pytest.mark.anyio
+async def test_page_and_its_files_stay_open(run_app: Any) -> None:
+    async with run_app(api_keys=f"bob={BOB}") as running:
+        page = (await running.client.get("/")).text
+        names = re.findall(r'(?:src|href)="(/?static/[^"]+)"', page)
+        assert names
+        for name in names:
+            assert (await running.client.get(name)).status_code == 200
+        assert (await running.client.post("/static/x")).status_code == 405
+
+
+@pytest.mark.anyio
 async def test_without_keys_everything_is_open(running: Any) -> None:
     assert (await running.client.post(GENERATE)).status_code == 200
 
@@ -114,6 +147,15 @@ def test_file_has_keys_and_budgets(tmp_path: Path) -> None:
     assert eve is not None
     assert (bob.images_per_minute, bob.queued_images) == (5, 3)
     assert (eve.images_per_minute, eve.queued_images) == (7, 3)
+
+
+def test_file_in_the_guide_is_one(tmp_path: Path, project_root: Path) -> None:
+    guide = (project_root / "docs" / "serving.md").read_text(encoding="utf-8")
+    file = tmp_path / "keys.toml"
+    file.write_text(guide.split("```toml\n")[1].split("```")[0])
+    ring = read_keys(file, None)
+    assert ring is not None
+    assert ring.names == ["bob", "alice"]
 
 
 def test_no_setting_is_no_keys() -> None:
