@@ -66,7 +66,7 @@ class RequestTrace:
         from opentelemetry.trace import StatusCode
 
         self._span.update_name(f"{method} {route}")
-        facts = {
+        facts: dict[str, str | int | None] = {
             "http.request.method": method,
             "http.route": route,
             "http.response.status_code": status,
