@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +274,49 @@ def test_stopped_server_costs_no_more_than_the_deadline(add_model: Any, reposito
 
         with pytest.raises(DeadlineExceeded):
             anyio.run(ask)
+
+
+@contextmanager
+def dripping_server() -> Iterator[str]:
+    """Answer one request with headers at once and a body that comes byte by byte, and never ends."""
+    leave = threading.Event()
+
+    def drip(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+            while not leave.wait(0.1):
+                connection.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        dripping = threading.Thread(target=drip, args=(listener,))
+        dripping.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            leave.set()
+            dripping.join(SPENT_S)
+
+
+def ask_blocking(address: str) -> None:
+    with Client(address) as client:
+        client.generate(1, deadline_s=1.0)
+
+
+async def ask_awaiting(address: str) -> None:
+    async with AsyncClient(address) as client:
+        await client.generate(1, deadline_s=1.0)
+
+
+@pytest.mark.parametrize("ask", [ask_blocking, lambda address: anyio.run(ask_awaiting, address)])
+def test_answer_that_drips_in_does_not_outlast_the_deadline(ask: Callable[[str], None]) -> None:
+    with dripping_server() as address:
+        began_s = time.monotonic()
+        with pytest.raises(DeadlineExceeded) as caught:
+            ask(address)
+        assert 0.9 < time.monotonic() - began_s < 2.0
+        assert caught.value.details["stage"] == "client"
 
 
 def test_without_httpx_the_package_works_and_the_client_says_what_to_install() -> None:
