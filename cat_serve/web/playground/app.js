@@ -64,7 +64,7 @@ function offer() {
 async function make(wanted, signal) {
   picture.busy = true;
   const path = `generate?${query(request(wanted, model().first))}`;
-  const answer = await ask(path, { signal, onWait: showWaiting });
+  const answer = await ask(path, { signal, method: "POST", onWait: showWaiting });
   const blob = await answer.blob();
   const made = describe(wanted, answer.headers);
   await picture.show(blob, wanted.n, model().image_size, made.labels);
@@ -121,7 +121,10 @@ async function start() {
   ));
   const first = cards.find((each) => each.default).name;
   models = cards.map((card) => ({
-    ...card, first, classes: classes.find((each) => each.model === card.name).classes,
+    ...card,
+    first,
+    classes: classes.find((each) => each.model === card.name).classes,
+    stages: "stage" in card.parameters ? card.stages : 0, // blends need the same graph
   }));
   go(location.hash);
 }

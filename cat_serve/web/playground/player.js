@@ -44,6 +44,7 @@ export class Player {
 
   offer(model) {
     this.#to.classes = model.classes;
+    find("to-field").hidden = !model.stages;
   }
 
   /** Take over where the frames begin and end; frames of something else are put away. */
@@ -79,7 +80,7 @@ export class Player {
     const onWait = (seconds, problem) => {
       note.textContent = `${problem.message} Trying again in ${seconds} s.`;
     };
-    const answer = await ask("interpolate", { signal, onWait, body: { ...asked, format: "zip" } });
+    const answer = await ask("interpolate", { signal, onWait, method: "POST", body: { ...asked, format: "zip" } });
     const files = (await unzip(await answer.blob())).filter(({ name }) => name.endsWith(".png"));
     const frames = files.map(({ blob }) => Object.assign(new Image(), { src: URL.createObjectURL(blob) }));
     await Promise.all(frames.map((frame) => frame.decode()));
