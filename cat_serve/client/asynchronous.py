@@ -12,6 +12,7 @@ from cat_serve.client.attempts import Attempts, Retries
 from cat_serve.client.calls import (
     Call,
     ClassLike,
+    Latent,
     Seeds,
     classes_call,
     generate_call,
@@ -63,6 +64,7 @@ class AsyncClient:
         seed: int | None = None,
         n: int = 1,
         seeds: Seeds | None = None,
+        z: Latent | None = None,
         truncation_psi: float = 1.0,
         stage: int | None = None,
         format: Format = "png",
@@ -71,8 +73,8 @@ class AsyncClient:
     ) -> Images:
         """See `Client.generate`."""
         call = generate_call(
-            class_, seed=seed, n=n, seeds=seeds, truncation_psi=truncation_psi, stage=stage,
-            format=format, model=model,
+            class_, seed=seed, n=n, seeds=seeds, z=z, truncation_psi=truncation_psi,
+            stage=stage, format=format, model=model,
         )  # fmt: skip
         return await self._make(call, deadline_s)
 

@@ -6,11 +6,12 @@ import base64
 import math
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import httpx
+import numpy as np
 
 from cat_serve.client.results import Determinism, Image, Images, ModelCard, ModelClasses, Timings
 from cat_serve.errors import BackendError, InvalidInput
@@ -21,6 +22,9 @@ T = TypeVar("T")
 
 ClassLike = int | str | Mapping[int, float]
 Seeds = str | Iterable[int]
+Latent = np.ndarray | Sequence[Any]
+
+Z_HEADER = "X-Z-Sha256"
 
 _TIMING = re.compile(r"(\w+);dur=([0-9.]+)")
 
@@ -37,13 +41,13 @@ class Call(Generic[T]):
 
 
 def generate_call(
-    class_: ClassLike, *, seed: int | None, n: int, seeds: Seeds | None, truncation_psi: float,
-    stage: int | None, format: Format, model: str | None,
+    class_: ClassLike, *, seed: int | None, n: int, seeds: Seeds | None, z: Latent | None,
+    truncation_psi: float, stage: int | None, format: Format, model: str | None,
 ) -> Call[Images]:  # fmt: skip
     """Ask for images; a seed that is not given is drawn now, so that every attempt asks for the same.
 
     Raises:
-        InvalidInput: `seeds` is given together with `seed` or `n`, or a number is none.
+        InvalidInput: more than one of `seed` with `n`, `seeds` and `z` is given, or a number is none.
     """
     if not math.isfinite(truncation_psi):  # JSON has no word for it
         raise InvalidInput(f"truncation_psi is {truncation_psi}.", code="bad_truncation_psi",
@@ -52,15 +56,17 @@ def generate_call(
         "class": class_text(class_), "truncation_psi": truncation_psi, "stage": stage,
         "format": format, "model": model,
     }  # fmt: skip
-    if seeds is None:
-        body |= {"seed": draw_seed(n) if seed is None else seed, "n": n}
-        several = n != 1
-    elif seed is None and n == 1:
+    if (seed is not None or n != 1) + (seeds is not None) + (z is not None) > 1:
+        raise InvalidInput(
+            "seed and n, seeds, and z each say which images are made.", hint="give one of the three"
+        )
+    if seeds is not None:
         body["seeds"] = seeds if isinstance(seeds, str) else ",".join(map(str, seeds))
-        several = True
+    elif z is not None:
+        body["z"] = z.tolist() if isinstance(z, np.ndarray) else z
     else:
-        raise InvalidInput("seeds says which images are made, so seed and n cannot.",
-                           hint="give seeds, or seed and n")  # fmt: skip
+        body |= {"seed": draw_seed(n) if seed is None else seed, "n": n}
+    several = seeds is not None or n != 1
     body["response"] = "json" if several else "image"
     sent = {name: value for name, value in body.items() if value is not None}
     return Call("POST", "generate", _read_several if several else _read_one, json=sent)
@@ -69,7 +75,7 @@ def generate_call(
 def class_text(class_: ClassLike) -> str:
     """Return a class as the server takes it; a mapping of indices to weights is a mixture."""
     if isinstance(class_, Mapping):
-        return ",".join(f"{index}:{weight!r}" for index, weight in class_.items())
+        return ",".join(f"{index}:{float(weight)!r}" for index, weight in class_.items())
     return str(class_)
 
 
@@ -113,7 +119,8 @@ def understood(call: Call[T], answer: httpx.Response, attempts: int) -> T:
 def _read_one(answer: httpx.Response, attempts: int) -> Images:
     headers = answer.headers
     media_type = headers["Content-Type"]
-    image = Image(answer.content, media_type, int(headers["X-Seed"]))
+    seed = None if Z_HEADER in headers else int(headers["X-Seed"])
+    image = Image(answer.content, media_type, seed)
     return _images(answer, attempts, (image,))
 
 

@@ -12,6 +12,7 @@ from cat_serve.client.attempts import Attempts, Retries
 from cat_serve.client.calls import (
     Call,
     ClassLike,
+    Latent,
     Seeds,
     classes_call,
     generate_call,
@@ -71,6 +72,7 @@ class Client:
         seed: int | None = None,
         n: int = 1,
         seeds: Seeds | None = None,
+        z: Latent | None = None,
         truncation_psi: float = 1.0,
         stage: int | None = None,
         format: Format = "png",
@@ -83,6 +85,7 @@ class Client:
             class_: an index, a name, or a mixture {index: weight}, whose weights sum to 1.
             seed: 0 .. 2^32 - 1; drawn here if it is None, so that a retry asks for the same images.
             seeds: instead of `seed` and `n`: `"0-9,42"`, or the seeds themselves.
+            z: instead of a seed: the latent itself, of the model's z_shape.
             truncation_psi: 0 .. 1; 1 is off.
             stage: 1 .. the model's number of stages; the last one if None.
             deadline_s: of this call; see the class.
@@ -96,8 +99,8 @@ class Client:
             BackendError: the server failed.
         """
         call = generate_call(
-            class_, seed=seed, n=n, seeds=seeds, truncation_psi=truncation_psi, stage=stage,
-            format=format, model=model,
+            class_, seed=seed, n=n, seeds=seeds, z=z, truncation_psi=truncation_psi,
+            stage=stage, format=format, model=model,
         )  # fmt: skip
         return self._make(call, deadline_s)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import httpx
+import numpy as np
 import pytest
 
 from cat_serve.client import AsyncClient, Client, Images, Retries
@@ -301,8 +302,20 @@ def test_chosen_seeds_take_the_place_of_seed_and_n(ask: Ask, seeds: Any) -> None
     (sent,) = server.sent()
     assert sent["seeds"] == ("0-2,9" if isinstance(seeds, str) else "0,1,2,9")
     assert sent.keys().isdisjoint({"seed", "n"})
-    with pytest.raises(InvalidInput, match="seed and n cannot"):
-        ask(server, 7, seeds=seeds, n=2)
+    for more in ({"n": 2}, {"seed": 0}, {"z": [0.5]}):
+        with pytest.raises(InvalidInput, match="each say which images"):
+            ask(server, 7, seeds=seeds, **more)
+    assert len(server.requests) == 1
+
+
+def test_latent_takes_the_place_of_a_seed(ask: Ask) -> None:
+    headers = {**HEADERS, "X-Z-Sha256": "00ff"}
+    server = Canned(httpx.Response(200, headers=headers, content=b"image"))
+    images = ask(server, 7, z=np.array([0.5, -1.25], dtype=np.float32))
+    (sent,) = server.sent()
+    assert sent["z"] == [0.5, -1.25]
+    assert sent.keys().isdisjoint({"seed", "seeds", "n"})
+    assert images.seeds == (None,)
 
 
 @pytest.mark.parametrize("options", [{"truncation_psi": float("nan")}, {"deadline_s": 0}])
