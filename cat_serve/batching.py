@@ -23,7 +23,7 @@ from cat_serve.contract import Output
 from cat_serve.deadlines import NEVER, Deadline
 from cat_serve.errors import BackendUnavailable, Overloaded
 from cat_serve.metrics import Metrics
-from cat_serve.passes import Pass, Rows, Share, Ticket
+from cat_serve.passes import Keep, Pass, Rows, Share, Ticket, everything
 
 PACE_MEMORY = 0.8
 FADING = 0.9
@@ -139,8 +139,11 @@ class Batcher:
         """Return how long so many images take at the pace of the latest passes, at least 1."""
         return self._pace.whole_seconds_for(images)
 
-    async def submit(self, rows: Rows, deadline: Deadline = NEVER) -> Made:
+    async def submit(self, rows: Rows, deadline: Deadline = NEVER, keep: Keep = everything) -> Made:
         """Make all rows. Cancelled or too late, it takes back those that did not start.
+
+        Args:
+            keep: takes from the engine's answer to some of the rows what is wanted of it.
 
         Raises:
             Overloaded: they would not fit into the queue; nothing was done.
@@ -148,7 +151,7 @@ class Batcher:
             BackendError: the engine failed on a pass that held some of them.
         """
         self._admit(len(rows), deadline)
-        ticket = Ticket(rows, deadline)
+        ticket = Ticket(rows, deadline, keep)
         self._queue.append(ticket)
         self.waiting += len(rows)
         self._news.set()

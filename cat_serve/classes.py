@@ -47,6 +47,10 @@ class Classes:
     def __len__(self) -> int:
         return len(self.names)
 
+    def has(self, name: str) -> bool:
+        """Say whether some class is called that, however it is written."""
+        return fold(name) in self._indices
+
     def index_of(self, text: str, others: Sequence[Classes] = ()) -> int:
         """Return the index that `text` means; all digits are an index, everything else is a name.
 

@@ -16,8 +16,9 @@ from cat_serve.errors import InvalidInput
 from cat_serve.golden import check_golden
 from cat_serve.latents import latents_from_seeds
 from cat_serve.manifest import Artefact
-from cat_serve.service import ImageRequest, ServedModel, require_showable
+from cat_serve.service import require_showable
 from cat_serve.settings import Settings
+from cat_serve.wanted import ImageRequest, ServedModel
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Embedded:
         for row, seed in enumerate(seeds):
             class_id, psi = int(asked.class_id[row]), float(asked.truncation_psi[row])
             alone = Output(output.images[row : row + 1], output.ok[row : row + 1])
-            require_showable(alone, ImageRequest(self.model, class_id, seed, psi))
+            require_showable(alone, ImageRequest.of(self.model, class_id, seed, psi))
 
 
 @contextmanager

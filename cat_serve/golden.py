@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cat_serve.backends.base import Backend
-from cat_serve.contract import Batch, Output, Precision
+from cat_serve.backends.base import Backend, StudioBackend
+from cat_serve.contract import Batch, Output, Precision, StudioBatch
 from cat_serve.errors import ArtefactError, BadOutput
 from cat_serve.images import decode_png
 from cat_serve.manifest import Artefact
@@ -21,6 +21,20 @@ def check_golden(backend: Backend) -> None:
     expected, batch = golden_pair(backend.artefact)
     backend.run(Batch(batch.z[:1], batch.class_id[:1], batch.truncation_psi[:1]))
     require_golden(backend.run(batch), expected, backend.artefact, backend.precision, backend.name)
+
+
+def check_studio_golden(studio: StudioBackend) -> None:
+    """Make the golden images again as mixtures of one class; the last stage must be the image.
+
+    Raises:
+        ArtefactError: the golden file is missing or of another shape.
+        BadOutput: the studio's images differ by more than the manifest allows for its precision.
+    """
+    expected, batch = golden_pair(studio.artefact)
+    output = studio.run(StudioBatch.of(batch))
+    require_golden(output, expected, studio.artefact, studio.precision, f"{studio.name} (studio)")
+    last = Output(output.stage_images[:, -1], output.ok)
+    require_golden(last, expected, studio.artefact, studio.precision, f"{studio.name} (last stage)")
 
 
 def golden_pair(artefact: Artefact) -> tuple[np.ndarray, Batch]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol, TypeVar
 
 import numpy as np
 
 from cat_serve.backends.base import Engine
-from cat_serve.contract import Batch, Output
+from cat_serve.contract import Batch, Output, StudioBatch
 from cat_serve.deadlines import NEVER, Deadline, Stage
 from cat_serve.errors import InvalidInput
 from cat_serve.observation import OUTGOING, current
@@ -22,16 +22,25 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, start: int, stop: int) -> Batch:
+    def batch(self, start: int, stop: int) -> Batch | StudioBatch:
         """Return the inputs of the rows `start` to `stop` - 1; called in an engine's thread."""
+
+
+Keep = Callable[[Output], Output]
+
+
+def everything(output: Output) -> Output:
+    """Keep what the engine answered as it is."""
+    return output
 
 
 class Ticket:
     """One request on its way: how many rows were taken, what came back, and when."""
 
-    def __init__(self, rows: Rows, deadline: Deadline = NEVER) -> None:
+    def __init__(self, rows: Rows, deadline: Deadline = NEVER, keep: Keep = everything) -> None:
         self.rows = rows
         self.deadline = deadline
+        self.keep = keep
         self.taken = 0
         self.asked_s = time.perf_counter()
         self.done: asyncio.Future[Output] = asyncio.get_running_loop().create_future()
@@ -72,7 +81,7 @@ class Ticket:
         if isinstance(outcome, Exception):
             self.done.set_exception(outcome)
             return
-        self._parts[start] = outcome
+        self._parts[start] = self.keep(outcome)
         if not self.waiting and not self.passes:
             parts = [self._parts[start] for start in sorted(self._parts)]
             self.done.set_result(concatenated(parts))
@@ -98,7 +107,7 @@ class Pass:
 
     def __init__(self, shares: Sequence[Share]) -> None:
         self.shares = shares
-        self._made: dict[Share, Batch] = {}
+        self._made: dict[Share, Batch | StudioBatch] = {}
         self._outcomes: dict[Share, Output | Exception] = {}
 
     def __len__(self) -> int:
@@ -121,7 +130,7 @@ class Pass:
                 first += len(share)
         return [self._outcomes[share] for share in self.shares]
 
-    def _inputs(self) -> Batch:
+    def _inputs(self) -> Batch | StudioBatch:
         """Make the inputs, in an engine's thread; fails only if those of every share do."""
         for share in self.shares:
             try:
@@ -133,7 +142,7 @@ class Pass:
         return concatenated(list(self._made.values()))
 
 
-T = TypeVar("T", Batch, Output)
+T = TypeVar("T", bound=Batch | StudioBatch | Output)
 
 
 def concatenated(parts: Sequence[T]) -> T:

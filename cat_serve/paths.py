@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from cat_serve.contract import Batch
+from cat_serve.contract import Batch, Output, StudioBatch
 from cat_serve.interpolation import Curve, Point, path
 from cat_serve.latents import latent_from_seed
-from cat_serve.service import ServedModel
+from cat_serve.mixtures import class_of, slots
+from cat_serve.wanted import ServedModel
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,27 @@ class PathRequest:
         keys = [Point(latent_from_seed(key.seed, z_shape), key.weights) for key in self.keys]
         return path(keys, self.frames, self.curve, self.loop)
 
-    def batch(self, start: int, stop: int) -> Batch:
-        """See `Rows.batch`; for paths of one class."""
+    @property
+    def needs_studio(self) -> bool:
+        """See `Wanted.needs_studio`; a path of one class does not."""
+        return len(self.class_ids) > 1
+
+    def batch(self, start: int, stop: int) -> Batch | StudioBatch:
+        """See `Rows.batch`."""
         points = self.points[start:stop]
-        (class_id,) = self.class_ids
-        return Batch(
-            np.stack([point.z for point in points]),
-            np.full(len(points), class_id, dtype=np.int64),
-            np.full(len(points), self.truncation_psi, dtype=np.float32),
-        )
+        z = np.stack([point.z for point in points])
+        psi = np.full(len(points), self.truncation_psi, dtype=np.float32)
+        if self.needs_studio:
+            return StudioBatch(z, *slots([point.weights for point in points]), psi)
+        return Batch(z, np.full(len(points), self.class_ids[0], dtype=np.int64), psi)
+
+    def kept(self, output: Output) -> Output:
+        """See `Wanted.kept`."""
+        return Output(output.images, output.ok)
+
+    def facts_of(self, rows: Sequence[int]) -> dict[str, Any]:
+        """See `Wanted.facts_of`."""
+        return {"frames": list(rows)}
 
     def facts(self) -> dict[str, Any]:
         """Return what a file says of itself: how to make its frames."""
@@ -69,7 +82,7 @@ class PathRequest:
         return {
             "model": self.model.name,
             "version": self.model.artefact.version,
-            "class": [_class_of(key) for key in self.keys],
+            "class": [class_of(key.weights) for key in self.keys],
             "class_names": {str(class_id): names[class_id] for class_id in self.class_ids},
             "seed": [key.seed for key in self.keys],
             "frames": self.frames,
@@ -77,10 +90,3 @@ class PathRequest:
             "loop": self.loop,
             "truncation_psi": self.truncation_psi,
         }
-
-
-def _class_of(key: Key) -> int | str:
-    """Return the class as a request may name it: an index, or shares by index."""
-    if len(key.weights) == 1:
-        return next(iter(key.weights))
-    return ",".join(f"{class_id}:{share!r}" for class_id, share in key.weights.items())

@@ -12,25 +12,28 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from cat_serve.backends.base import Engine
 from cat_serve.batching import Batcher, Limits, Made
 from cat_serve.classes import Classes
-from cat_serve.contract import Batch, Output
+from cat_serve.contract import Output, StudioOutput
 from cat_serve.deadlines import NEVER, Deadline
 from cat_serve.errors import BackendUnavailable, BadOutput, CatServeError, UnknownModel
-from cat_serve.latents import latents_from_seeds, seed_range
 from cat_serve.manifest import Artefact, Determinism
 from cat_serve.metrics import Metrics
 from cat_serve.observation import current
+from cat_serve.studio import Studio
+from cat_serve.wanted import ImageRequest as ImageRequest
+from cat_serve.wanted import ServedModel as ServedModel
+from cat_serve.wanted import Wanted
 
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
-MAX_SHOWN_SEEDS = 8
+MAX_SHOWN = 8
 
 EngineFactory = Callable[[Artefact], Awaitable[Engine]]
 
@@ -49,57 +52,18 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True)
-class ServedModel:
-    """A model that may be asked for images."""
-
-    artefact: Artefact
-    classes: Classes
-
-    @property
-    def name(self) -> str:
-        return self.artefact.manifest.model
-
-    @cached_property
-    def label(self) -> str:
-        """The model's public name, `name@version`."""
-        return f"{self.name}@{self.artefact.version}"
-
-
-@dataclass(frozen=True)
-class ImageRequest:
-    """Images of one class: everything that their bytes depend on. Image i has seed + i."""
-
-    model: ServedModel
-    class_id: int
-    seed: int
-    truncation_psi: float
-    n: int = 1
-
-    def __len__(self) -> int:
-        return self.n
-
-    @property
-    def seeds(self) -> range:
-        return seed_range(self.seed, self.n)
-
-    def batch(self, start: int, stop: int) -> Batch:
-        """See `Rows.batch`."""
-        rows = stop - start
-        return Batch(
-            latents_from_seeds(self.seeds[start:stop], self.model.artefact.manifest.z_shape),
-            np.full(rows, self.class_id, dtype=np.int64),
-            np.full(rows, self.truncation_psi, dtype=np.float32),
-        )
-
-
-@dataclass(frozen=True)
 class GeneratedImages:
-    """uint8 [n, H, W, 3], what is promised of its bytes, and where the time went; see `Made`."""
+    """uint8 [n, H, W, 3], what is promised of its bytes, and where the time went; see `Made`.
+
+    Attributes:
+        stage_pixels: uint8 [n, K, H, W, 3], every stage's images, of a StudioRequest that wants them.
+    """
 
     pixels: np.ndarray
     determinism: Determinism
     queue_ms: float
     generate_ms: float
+    stage_pixels: np.ndarray | None = None
 
 
 class Service:
@@ -137,6 +101,7 @@ class Service:
         self._open_engine = open_engine
         self._engines: dict[str, Engine] = {}
         self._batchers: dict[str, Batcher] = {}
+        self._studios: dict[str, Studio] = {}
         self._slots = asyncio.Semaphore(concurrency)
         self.metrics.watch(self)
 
@@ -183,31 +148,48 @@ class Service:
             )
         return self.models[name]
 
-    async def generate(self, request: ImageRequest, deadline: Deadline = NEVER) -> GeneratedImages:
+    async def generate(self, request: Wanted, deadline: Deadline = NEVER) -> GeneratedImages:
         """Make the images, off the event loop. Cancelled or too late, it takes back those that were not started.
 
+        What needs the studio graph waits in a queue of its own, under the same limits.
+
         Raises:
+            InvalidInput: `no_studio`, it needs the studio graph, and there is none.
             BackendUnavailable: not ready, or failed.
             Overloaded: too many images wait already, or the caller's budget does not allow them.
             DeadlineExceeded: they were not made in time.
             BackendError: the engine failed.
             BadOutput: it made something that must not be shown.
         """
+        name, studio = request.model.name, request.needs_studio
         with self._observed(request) as batcher:
-            made = await batcher.submit(request, deadline)
+            if studio:
+                opening = self._studios[name].batcher()
+                batcher = await deadline.hold(opening, lambda: "queue")
+            made = await batcher.submit(request, deadline, request.kept)
             require_showable(made.output, request)
         self._count(request, made)
+        output = made.output
         return GeneratedImages(
-            made.output.images,
-            self.determinism(request.model.name),
+            output.images,
+            self.determinism(name, studio),
             made.queue_ms,
             made.generate_ms,
+            output.stage_images if isinstance(output, StudioOutput) else None,
         )
 
-    def determinism(self, name: str) -> Determinism:
-        """Return what is promised of a model's bytes; no more than `latent` before its engine is loaded."""
+    def determinism(self, name: str, studio: bool = False) -> Determinism:
+        """Return what is promised of a model's bytes, or of its studio's; `latent` before its engine is loaded."""
+        if (engine := self.engine(name)) is None:
+            return "latent"
+        return (engine.studio_determinism or "latent") if studio else engine.determinism
+
+    def stages(self, name: str) -> int:
+        """Return how many stages of a model can be had; 0: neither stages nor mixtures."""
         engine = self.engine(name)
-        return engine.determinism if engine is not None else "latent"
+        if engine is not None and engine.studio_determinism is None:
+            return 0
+        return self.models[name].artefact.manifest.stages
 
     def engine(self, name: str) -> Engine | None:
         """Return the engine of a model; None before it is loaded."""
@@ -215,11 +197,15 @@ class Service:
 
     def queued_images(self, name: str) -> int:
         """Return how many images of a model wait and are in no forward pass."""
-        return self._batchers[name].waiting if name in self._batchers else 0
+        if name not in self._batchers:
+            return 0
+        return self._batchers[name].waiting + self._studios[name].waiting
 
     def passes_in_flight(self, name: str) -> int:
         """Return how many forward passes of a model are under way."""
-        return self._batchers[name].passes_in_flight if name in self._batchers else 0
+        if name not in self._batchers:
+            return 0
+        return self._batchers[name].passes_in_flight + self._studios[name].passes_in_flight
 
     def stop_accepting(self) -> None:
         """Report not ready from now on; requests that still come are served until the server closes."""
@@ -231,11 +217,13 @@ class Service:
         self.stop_accepting()
         for batcher in self._batchers.values():
             await batcher.close()
+        for studio in self._studios.values():
+            await studio.close()
         while self._engines:
             await self._engines.popitem()[1].close()
 
     @contextmanager
-    def _observed(self, request: ImageRequest) -> Iterator[Batcher]:
+    def _observed(self, request: Wanted) -> Iterator[Batcher]:
         """Note who asks for what, hold it to the caller's budget, and count images that must not be shown."""
         observed, name = current(), request.model.name
         observed.asked(request)
@@ -247,10 +235,10 @@ class Service:
                 with observed.caller.admitted(len(request), batcher.whole_seconds_for):
                     yield batcher
         except BadOutput as error:
-            self.metrics.bad(name, len(error.details.get("seeds", ())))
+            self.metrics.bad(name, error.details["images"])
             raise
 
-    def _count(self, request: ImageRequest, made: Made) -> None:
+    def _count(self, request: Wanted, made: Made) -> None:
         observed = current()
         observed.timed(made.queue_ms, made.generate_ms)
         key = observed.caller.name if observed.caller is not None else None
@@ -270,9 +258,13 @@ class Service:
     async def _open(self, name: str, artefact: Artefact) -> None:
         started = time.perf_counter()
         engine = self._engines[name] = await self._open_engine(artefact)
-        self._batchers[name] = Batcher(engine, self._slots, self.limits, self.metrics)
+        self._studios[name] = Studio(name, engine.open_studio, self._queue_for)
+        self._batchers[name] = self._queue_for(engine)
         spent_ms = 1e3 * (time.perf_counter() - started)
         logger.info("opened %s@%s in %.0f ms", name, artefact.version, spent_ms)
+
+    def _queue_for(self, engine: Engine) -> Batcher:
+        return Batcher(engine, self._slots, self.limits, self.metrics)
 
     def _batcher(self, name: str) -> Batcher:
         phase, reason = self._phase, self._reason
@@ -287,25 +279,33 @@ class Service:
         return self._batchers[name]
 
 
-def require_showable(output: Output, request: ImageRequest) -> None:
+def require_showable(output: Output, request: Wanted) -> None:
     """Refuse images that the graph flagged, or that have one colour only.
 
     Raises:
-        BadOutput: naming the seeds.
+        BadOutput: saying which they are.
     """
     constant = (output.images == output.images[:, :1, :1]).all(axis=(1, 2, 3))
     bad = np.flatnonzero(constant | ~output.ok)
     if not len(bad):
         return
-    seeds = [request.seeds[row] for row in bad]
+    facts = request.facts_of(bad.tolist())
     what = "of a single colour" if constant[bad].all() else "marked as not ok"
-    shown = ", ".join(map(str, seeds[:MAX_SHOWN_SEEDS])) + (", ..." * (len(bad) > MAX_SHOWN_SEEDS))
     raise BadOutput(
-        f"The model {request.model.name} made images {what} for class {request.class_id}, "
-        f"truncation_psi {request.truncation_psi}, seed {shown}.",
+        f"The model {request.model.name} made images {what}: {_listed(facts)}.",
         hint="try other seeds; if all fail, the artefact or the device is damaged",
         model=request.model.label,
-        class_id=request.class_id,
-        seeds=seeds,
-        truncation_psi=request.truncation_psi,
+        images=len(bad),
+        **facts,
     )
+
+
+def _listed(facts: Mapping[str, Any]) -> str:
+    """Write facts for people; of long lists the beginning."""
+    parts = []
+    for name, value in facts.items():
+        if isinstance(value, list):
+            cut = ", ..." if len(value) > MAX_SHOWN else ""
+            value = ", ".join(map(str, value[:MAX_SHOWN])) + cut
+        parts.append(f"{name} {value}")
+    return "; ".join(parts)

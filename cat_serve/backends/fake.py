@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cat_serve.backends.base import EngineOptions, checked
-from cat_serve.contract import Batch, Output, Precision
+from cat_serve.backends.base import EngineOptions, checked, checked_studio, no_studio
+from cat_serve.contract import Batch, Output, Precision, StudioBatch, StudioOutput
 from cat_serve.manifest import Artefact, Determinism
 
 
@@ -19,6 +19,7 @@ class FakeBackend:
         before: called with every batch before it is run; sleep, wait or raise here.
         after: called with every answer before it is checked; return another one to lie.
         batches: every batch that was run, in order.
+        studios: every studio that was opened.
     """
 
     name = "fake"
@@ -35,6 +36,7 @@ class FakeBackend:
         self.before = before
         self.after = after
         self.batches: list[Batch] = []
+        self.studios: list[FakeStudio] = []
         self.closed = False
         self._lock = threading.Lock()
 
@@ -45,6 +47,19 @@ class FakeBackend:
         self.before(batch)
         answer = self.after(self._answer(batch))
         return checked(answer.images, answer.ok, batch, self.artefact)
+
+    @property
+    def studio_determinism(self) -> Determinism | None:
+        return self.determinism if self.artefact.manifest.stages else None
+
+    def open_studio(self) -> FakeStudio:
+        """See `Backend.open_studio`."""
+        if self.studio_determinism is None:
+            raise no_studio(
+                self.artefact.manifest.model, "the model was exported without its studio"
+            )
+        self.studios.append(FakeStudio(self.artefact))
+        return self.studios[-1]
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -63,6 +78,46 @@ class FakeBackend:
         class_id = np.clip(batch.class_id, 0, manifest.num_classes - 1)[:, None, None, None]
         shade = np.rint(w * 64).astype(np.int64)[:, None, None, :]
         return Output(((ramp * (class_id + 1) + shade) % 256).astype(np.uint8), ok)
+
+
+class FakeStudio:
+    """Mixtures by arithmetic: shades of the plain images of the classes, added up; a stage is darker than the next.
+
+    Attributes: see `FakeBackend`.
+    """
+
+    name = "fake"
+    precision: Precision = "fp32"
+    determinism: Determinism = "bytes"
+
+    def __init__(self, artefact: Artefact) -> None:
+        self.artefact = artefact
+        self.before: Callable[[StudioBatch], None] = lambda batch: None
+        self.after: Callable[[StudioOutput], StudioOutput] = lambda answer: answer
+        self.batches: list[StudioBatch] = []
+        self.closed = False
+        self._plain = FakeBackend(artefact)
+
+    def run(self, batch: StudioBatch) -> StudioOutput:
+        """See `StudioBackend.run`."""
+        self.batches.append(batch)
+        self.before(batch)
+        mixed, ok = np.zeros(0), np.abs(batch.class_weight.sum(axis=1) - 1) <= 1e-3
+        for slot in range(batch.class_id.shape[1]):
+            one = self._plain.run(Batch(batch.z, batch.class_id[:, slot], batch.truncation_psi))
+            weight = batch.class_weight[:, slot]
+            part = one.images * weight[:, None, None, None]
+            mixed = part if slot == 0 else mixed + part
+            ok &= (one.ok | (weight == 0)) & (weight >= 0)
+        images = np.rint(np.clip(mixed, 0, 255)).astype(np.uint8)
+        stages = self.artefact.manifest.stages
+        shown = [images // (stages - stage) for stage in range(stages)]
+        answer = self.after(StudioOutput(images, ok, np.stack(shown, axis=1)))
+        return checked_studio(answer.images, answer.ok, answer.stage_images, batch, self.artefact)
+
+    def close(self) -> None:
+        """See `StudioBackend.close`."""
+        self.closed = True
 
 
 def open_backend(artefact: Artefact, options: EngineOptions) -> FakeBackend:

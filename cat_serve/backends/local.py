@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from cat_serve.backends.base import Backend
-from cat_serve.contract import Batch, Output, Precision
+from cat_serve.backends.base import Backend, StudioBackend, no_studio
+from cat_serve.contract import Output, Precision
 from cat_serve.deadlines import Deadline
-from cat_serve.golden import check_golden
+from cat_serve.golden import check_golden, check_studio_golden
 from cat_serve.manifest import Artefact, Determinism
 
 BackendFactory = Callable[[Artefact], Backend]
@@ -22,16 +22,18 @@ class LocalEngine:
     """See `Engine`; owns the backend and the threads in which it computes.
 
     Args:
+        backend: a model, or its studio.
         threads: as many passes may run at the same time.
     """
 
     has_queue = False
 
-    def __init__(self, backend: Backend, threads: int) -> None:
+    def __init__(self, backend: Backend | StudioBackend, threads: int) -> None:
         self.name = backend.name
         self.artefact: Artefact = backend.artefact
         self.precision: Precision = backend.precision
         self._backend = backend
+        self._count = threads
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="engine")
 
     @classmethod
@@ -56,11 +58,31 @@ class LocalEngine:
     def determinism(self) -> Determinism:
         return self._backend.determinism
 
+    @property
+    def studio_determinism(self) -> Determinism | None:
+        return getattr(self._backend, "studio_determinism", None)
+
+    async def open_studio(self) -> LocalEngine:
+        """See `Engine.open_studio`."""
+        if self.studio_determinism is None:
+            raise no_studio(
+                self.artefact.manifest.model, "the model was exported without its studio"
+            )
+        backend: Any = self._backend
+        studio: StudioBackend = await asyncio.to_thread(backend.open_studio)
+        engine = LocalEngine(studio, self._count)
+        try:
+            await engine._in_thread(lambda: check_studio_golden(studio))
+        except BaseException:
+            await engine.close()
+            raise
+        return engine
+
     def why_unavailable(self) -> str | None:
         """See `Engine.why_unavailable`; what was loaded stays."""
         return None
 
-    async def run(self, make: Callable[[], Batch], deadline: Deadline) -> Output:
+    async def run(self, make: Callable[[], Any], deadline: Deadline) -> Output:
         """See `Engine.run`; a pass that has begun goes on to its end."""
         return await self._in_thread(lambda: self._backend.run(make()))
 

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from cat_serve.backends.base import EngineOptions, Provider, checked
+import numpy as np
+
+from cat_serve.backends.base import (
+    EngineOptions,
+    Provider,
+    checked,
+    checked_studio,
+    no_studio,
+)
 from cat_serve.contract import (
     BATCH,
     OUTPUT_NAMES,
+    STUDIO_OUTPUT_NAMES,
     Batch,
     Output,
     Precision,
+    StudioBatch,
+    StudioOutput,
     TensorSpec,
     inputs,
     outputs,
+    studio_inputs,
+    studio_outputs,
 )
 from cat_serve.errors import ArtefactError, BackendError, MissingDependency
-from cat_serve.manifest import Artefact, Determinism
+from cat_serve.manifest import STUDIO_NAME, Artefact, Determinism, FileRecord, Manifest
 
 # TF32 would be a precision of its own: float32 means float32. CPU stands last for single nodes that a GPU
 # provider does not take (shape arithmetic); that the first provider is in use is checked after loading.
@@ -55,34 +68,113 @@ class OnnxRuntimeBackend:
     ) -> None:
         self.artefact = artefact
         self.precision = precision
+        self._where: tuple[Provider, int] = (provider, threads)
         path, graph = artefact.graph(precision)
-        # what the export measured, it measured on the CPU
-        measured = graph.determinism if provider == "cpu" else None
-        self.determinism: Determinism = measured or "latent"
-        self._session = open_session(path, artefact.manifest.model, provider, threads)
-        require_provider(self._session.get_providers(), provider)
+        self.determinism = promised(graph, provider)
         manifest = artefact.manifest
-        require_tensors(self._session.get_inputs(), inputs(manifest.z_shape), manifest.model)
-        require_tensors(self._session.get_outputs(), outputs(manifest.image_size), manifest.model)
+        self._session = open_fitting(
+            path,
+            manifest,
+            provider,
+            threads,
+            inputs(manifest.z_shape),
+            outputs(manifest.image_size),
+        )
 
     def run(self, batch: Batch) -> Output:
         """See `Backend.run`."""
-        try:
-            images, ok = self._session.run(list(OUTPUT_NAMES), batch.feeds())
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise BackendError(
-                f"ONNX Runtime failed on {self.artefact.manifest.model}: {type(error).__name__}."
-            ) from error
+        images, ok = run_session(self._session, OUTPUT_NAMES, batch.feeds(), self.artefact)
         return checked(images, ok, batch, self.artefact)
+
+    @property
+    def studio_determinism(self) -> Determinism | None:
+        graph = self.artefact.manifest.files.get(STUDIO_NAME)
+        return None if graph is None else promised(graph, self._where[0])
+
+    def open_studio(self) -> OnnxRuntimeStudio:
+        """See `Backend.open_studio`."""
+        if self.studio_determinism is None:
+            raise no_studio(
+                self.artefact.manifest.model, "the model was exported without its studio"
+            )
+        return OnnxRuntimeStudio(self.artefact, *self._where)
 
     def close(self) -> None:
         """See `Backend.close`."""
         self._session = None
 
 
+class OnnxRuntimeStudio:
+    """See `StudioBackend`; the studio graph has a precision of its own, which is what it was exported in."""
+
+    name = "onnxruntime"
+
+    def __init__(self, artefact: Artefact, provider: Provider = "cpu", threads: int = 0) -> None:
+        self.artefact = artefact
+        manifest = artefact.manifest
+        graph = manifest.files[STUDIO_NAME]
+        self.precision: Precision = graph.precision or "fp32"
+        self.determinism = promised(graph, provider)
+        self._session = open_fitting(
+            artefact.folder / STUDIO_NAME, manifest, provider, threads,
+            studio_inputs(manifest.z_shape), studio_outputs(manifest.image_size, manifest.stages),
+        )  # fmt: skip
+
+    def run(self, batch: StudioBatch) -> StudioOutput:
+        """See `StudioBackend.run`."""
+        answer = run_session(self._session, STUDIO_OUTPUT_NAMES, batch.feeds(), self.artefact)
+        images, ok, stage_images = answer
+        return checked_studio(images, ok, stage_images, batch, self.artefact)
+
+    def close(self) -> None:
+        """See `StudioBackend.close`."""
+        self._session = None
+
+
 def open_backend(artefact: Artefact, options: EngineOptions) -> OnnxRuntimeBackend:
     """Open `artefact` as the registry does."""
     return OnnxRuntimeBackend(artefact, options.provider, options.threads, options.precision)
+
+
+def promised(graph: FileRecord, provider: Provider) -> Determinism:
+    """Return what is promised of a graph; what the export measured, it measured on the CPU."""
+    return (graph.determinism if provider == "cpu" else None) or "latent"
+
+
+def run_session(
+    session: Any, names: Sequence[str], feeds: Mapping[str, np.ndarray], artefact: Artefact
+) -> list[Any]:
+    """Run a graph.
+
+    Raises:
+        BackendError: ONNX Runtime failed.
+    """
+    try:
+        answer: list[Any] = session.run(list(names), feeds)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise BackendError(
+            f"ONNX Runtime failed on {artefact.manifest.model}: {type(error).__name__}."
+        ) from error
+    return answer
+
+
+def open_fitting(
+    path: Path,
+    manifest: Manifest,
+    provider: Provider,
+    threads: int,
+    wanted_inputs: Sequence[TensorSpec],
+    wanted_outputs: Sequence[TensorSpec],
+) -> Any:
+    """Load the graph at `path` on the provider that was asked for, with these inputs and outputs.
+
+    Raises: see `open_session`, `require_provider` and `require_tensors`.
+    """
+    session = open_session(path, manifest.model, provider, threads)
+    require_provider(session.get_providers(), provider)
+    require_tensors(session.get_inputs(), wanted_inputs, manifest.model)
+    require_tensors(session.get_outputs(), wanted_outputs, manifest.model)
+    return session
 
 
 def open_session(path: Path, model: str, provider: Provider, threads: int) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cat_serve.backends.base import EngineOptions, checked
-from cat_serve.contract import Batch, Output, Precision
+from cat_serve.backends.base import EngineOptions, checked, checked_studio, no_studio
+from cat_serve.contract import Batch, Output, Precision, StudioBatch, StudioOutput
 from cat_serve.errors import ArtefactError, BackendError, InvalidInput, MissingDependency
 from cat_serve.files import sha256_of
 from cat_serve.manifest import Artefact, Determinism
@@ -23,6 +23,7 @@ class TorchBackend:
 
     def __init__(self, artefact: Artefact, checkpoint: Path, threads: int = 0) -> None:
         self.artefact = artefact
+        self._checkpoint = checkpoint
         require_checkpoint(artefact, checkpoint)
         try:
             import torch
@@ -45,8 +46,47 @@ class TorchBackend:
             raise BackendError(f"torch failed on {self.artefact.manifest.model}.") from error
         return checked(output.images, output.ok, batch, self.artefact)
 
+    @property
+    def studio_determinism(self) -> Determinism | None:
+        return self.determinism if self.artefact.manifest.stages else None
+
+    def open_studio(self) -> TorchStudio:
+        """See `Backend.open_studio`."""
+        if self.studio_determinism is None:
+            raise no_studio(
+                self.artefact.manifest.model, "the model was exported without its studio"
+            )
+        return TorchStudio(self.artefact, self._checkpoint)
+
     def close(self) -> None:
         """See `Backend.close`."""
+        self._model = None
+
+
+class TorchStudio:
+    """See `StudioBackend`: the studio form of the checkpoint, on the CPU, in float32."""
+
+    name = "torch"
+    precision: Precision = "fp32"
+    determinism: Determinism = "latent"
+
+    def __init__(self, artefact: Artefact, checkpoint: Path) -> None:
+        from cat_serve.model.checkpoint import load_checkpoint
+        from cat_serve.model.fused import StudioModel
+
+        self.artefact = artefact
+        self._model: Any = StudioModel.from_checkpoint(load_checkpoint(checkpoint))
+
+    def run(self, batch: StudioBatch) -> StudioOutput:
+        """See `StudioBackend.run`."""
+        try:
+            output = self._model.run(batch)
+        except RuntimeError as error:
+            raise BackendError(f"torch failed on {self.artefact.manifest.model}.") from error
+        return checked_studio(output.images, output.ok, output.stage_images, batch, self.artefact)
+
+    def close(self) -> None:
+        """See `StudioBackend.close`."""
         self._model = None
 
 

@@ -7,7 +7,7 @@ import itertools
 import logging
 from collections.abc import Callable, Sequence
 
-from cat_serve.backends.base import EngineOptions
+from cat_serve.backends.base import Engine, EngineOptions, no_studio
 from cat_serve.backends.triton_endpoint import Endpoint, State
 from cat_serve.backends.triton_wire import RETRY_AFTER_S, CallFailed
 from cat_serve.contract import Batch, Output
@@ -45,6 +45,15 @@ class TritonEngine:
         """`bytes` if every server that was proved promises it, and all made the same golden images."""
         proofs = {endpoint.proof for endpoint in self.endpoints if endpoint.proof is not None}
         return "bytes" if [proof.determinism for proof in proofs] == ["bytes"] else "latent"
+
+    @property
+    def studio_determinism(self) -> Determinism | None:
+        return None
+
+    async def open_studio(self) -> Engine:
+        """See `Engine.open_studio`; the servers hold the plain graphs only."""
+        reason = "the Triton servers have no studio graph"
+        raise no_studio(self.artefact.manifest.model, reason)
 
     def why_unavailable(self) -> str | None:
         """See `Engine.why_unavailable`; a server that is being proved counts, because calls wait for it."""

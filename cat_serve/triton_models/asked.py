@@ -16,7 +16,6 @@ from cat_serve.errors import (
 )
 from cat_serve.images import Format
 from cat_serve.latents import MAX_SEED, latents_from_seeds, seed_range
-from cat_serve.service import ImageRequest, ServedModel
 from cat_serve.triton_models.catalogue import Catalogue
 from cat_serve.triton_models.tensors import (
     CLASS,
@@ -25,6 +24,7 @@ from cat_serve.triton_models.tensors import (
     MODEL,
     SEED,
 )
+from cat_serve.wanted import ImageRequest, ServedModel
 
 MAX_NAME_CHARACTERS = 100
 DEFAULT_FORMAT: Format = "png"
@@ -51,7 +51,7 @@ class Asked:
 
     @property
     def seeds(self) -> list[int]:
-        return [image.seed for image in self.images]
+        return [image.seeds[0] for image in self.images]
 
     def batches(self) -> list[Batch]:
         """Return the rows as the engine takes them, none longer than it takes at once."""
@@ -62,7 +62,7 @@ class Asked:
         ]
         return [
             Batch(
-                latents_from_seeds([image.seed for image in part], manifest.z_shape),
+                latents_from_seeds([image.seeds[0] for image in part], manifest.z_shape),
                 np.array([image.class_id for image in part], dtype=np.int64),
                 np.array([image.truncation_psi for image in part], dtype=np.float32),
             )
@@ -86,7 +86,7 @@ def parse(columns: Columns, catalogue: Catalogue) -> Asked:
     psi = columns.get(TRUNCATION_PSI)
     images, formats = [], []
     for row in range(rows):
-        image = ImageRequest(
+        image = ImageRequest.of(
             model=model,
             class_id=class_index(model.classes, classes[row], others),
             seed=_seed(columns.get(SEED), row),

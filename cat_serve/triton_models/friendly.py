@@ -121,7 +121,7 @@ def engine_error(said: str) -> BackendError:
 def encoded(asked: Asked, images: np.ndarray) -> list[bytes]:
     """Return the file of every row; it says how it was made in the same words as one got over HTTP."""
     return [
-        encode(pixels, image_format, facts(image, image.seed))
+        encode(pixels, image_format, facts(image))
         for pixels, image_format, image in zip(images, asked.formats, asked.images, strict=True)
     ]
 

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import zipfile
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -20,7 +21,9 @@ from cat_serve.images import (
     grid,
     grid_shape,
 )
-from cat_serve.service import ImageRequest
+from cat_serve.mixtures import class_of, class_text
+from cat_serve.seeds import as_range, seeds_text
+from cat_serve.wanted import ImageRequest
 
 Form = Literal["image", "json", "zip", "grid"]
 
@@ -29,6 +32,7 @@ ZIP_MEDIA_TYPE = "application/zip"
 JSON_MEDIA_TYPE = "application/json"
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 UNIX, READABLE = 3, 0o644 << 16
+MAX_Z_IN_FILE = 1024  # numbers; EXIF holds 64 KiB
 
 
 class Answer(NamedTuple):
@@ -88,33 +92,66 @@ def answer(asked: ImageRequest, pixels: np.ndarray, image_format: Format, form: 
     media_type = MEDIA_TYPES[image_format]
     if form == "image" and asked.n > 1:
         return Answer(encode_npy(pixels), media_type)
-    parameters = facts(asked, asked.seed, asked.n)
-    return Answer(encode(grid(pixels), image_format, parameters), media_type)
+    return Answer(encode(grid(pixels), image_format, facts(asked)), media_type)
 
 
-def facts(asked: ImageRequest, seed: int, n: int = 1) -> dict[str, Any]:
-    """Return what a file says of itself: how to make its `n` images, the first of which has `seed`."""
+def facts(asked: ImageRequest, seeds: Sequence[int] | None = None) -> dict[str, Any]:
+    """Return what a file says of itself: how to make its images, which have `seeds`, by default all of the request."""
+    stage = {} if asked.stage is None else {"stage": asked.stage}
     return {
         "model": asked.model.name,
         "version": asked.model.artefact.version,
-        "class": asked.class_id,
-        "class_name": asked.model.classes.names[asked.class_id],
-        "seed": seed,
-        "n": n,
+        "class": class_of(asked.mixture),
+        "class_name": _class_name(asked),
+        **_source(asked, asked.seeds if seeds is None else seeds),
         "truncation_psi": asked.truncation_psi,
+        **stage,
     }
 
 
-def file_name(asked: ImageRequest, seed: int, image_format: Format) -> str:
+def _class_name(asked: ImageRequest) -> str:
+    names = asked.model.classes.names
+    if asked.class_id is not None:
+        return names[asked.class_id]
+    return " + ".join(f"{share:.3g} {names[index]}" for index, share in asked.mixture.items())
+
+
+def _source(asked: ImageRequest, seeds: Sequence[int]) -> dict[str, Any]:
+    """Return where the latents came from, in the parameters of a request."""
+    if asked.z is not None:
+        known = {"z_sha256": asked.z_sha256}
+        return {**known, "z": shortest(asked.z)} if asked.z.size <= MAX_Z_IN_FILE else known
+    if isinstance(seeds := as_range(seeds), range):
+        return {"seed": seeds[0], "n": len(seeds)}
+    return {"seeds": seeds_text(seeds)}
+
+
+def shortest(z: np.ndarray) -> Any:
+    """Return float32 values as lists of the shortest numbers that become the same float32."""
+    if z.ndim > 1:
+        return [shortest(part) for part in z]
+    return [float(str(value)) for value in z]
+
+
+def file_name(asked: ImageRequest, seed: int | None, image_format: Format) -> str:
     """Return the name of one image in a zip."""
-    return f"{asked.model.name}_class-{asked.class_id}_seed-{seed}.{image_format}"
+    classes = class_text(asked.mixture).replace(":", "x").replace(",", "+")
+    stage = "" if asked.stage is None else f"_stage-{asked.stage}"
+    return f"{asked.model.name}_class-{classes}_{_source_name(asked, seed)}{stage}.{image_format}"
+
+
+def _source_name(asked: ImageRequest, seed: int | None) -> str:
+    return f"seed-{seed}" if asked.z_sha256 is None else f"z-{asked.z_sha256[:12]}"
 
 
 def _files(
     asked: ImageRequest, pixels: np.ndarray, image_format: Format
-) -> list[tuple[int, bytes]]:
+) -> list[tuple[int | None, bytes]]:
+    """Return the file of every image, with its seed."""
+    if asked.z is not None:
+        return [(None, encode(pixels[0], image_format, facts(asked)))]
     return [
-        (seed, encode(image, image_format, facts(asked, seed)))
+        (seed, encode(image, image_format, facts(asked, range(seed, seed + 1))))
         for seed, image in zip(asked.seeds, pixels, strict=True)
     ]
 
@@ -125,7 +162,7 @@ def _json(asked: ImageRequest, pixels: np.ndarray, image_format: Format) -> byte
         for seed, data in _files(asked, pixels, image_format)
     ]
     media_type = MEDIA_TYPES[image_format]
-    content = facts(asked, asked.seed, asked.n)
+    content = facts(asked)
     return json.dumps({**content, "media_type": media_type, "images": images}).encode()
 
 

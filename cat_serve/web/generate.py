@@ -11,9 +11,10 @@ from fastapi import APIRouter, Body, Query, Request, Response
 
 from cat_serve.errors import InvalidInput
 from cat_serve.images import MEDIA_TYPES
-from cat_serve.latents import MAX_SEED, seed_range
+from cat_serve.latents import MAX_SEED
 from cat_serve.observation import current
-from cat_serve.service import GeneratedImages, ImageRequest, Service
+from cat_serve.service import GeneratedImages, Service
+from cat_serve.wanted import ImageRequest
 from cat_serve.web import schemas
 from cat_serve.web.answers import (
     JSON_MEDIA_TYPE,
@@ -116,10 +117,10 @@ def resolve(service: Service, parameters: schemas.GenerateParameters) -> ImageRe
             accepted=schemas.accepted(limit)["n"],
         )
     seed = secrets.randbelow(MAX_SEED + 2 - n) if parameters.seed is None else parameters.seed
-    return ImageRequest(
+    return ImageRequest.of(
         model=model,
         class_id=class_id,
-        seed=seed_range(seed, n).start,
+        seed=seed,
         truncation_psi=parameters.truncation_psi + 0.0,  # -0.0 is 0
         n=n,
     )

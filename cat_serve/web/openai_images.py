@@ -235,7 +235,7 @@ def answer(asked: ImageRequest, images: GeneratedImages, image_format: Format) -
 
 
 def _image(asked: ImageRequest, seed: int, image: np.ndarray, image_format: Format) -> OpenAIImage:
-    parameters = facts(asked, seed)
+    parameters = facts(asked, range(seed, seed + 1))
     data = encode(image, image_format, parameters)
     return OpenAIImage(
         b64_json=base64.b64encode(data).decode("ascii"),
