@@ -22,7 +22,8 @@ Result = Literal["identical", "differs"]
 MAX_FILE_BYTES = 1 << 30
 MAX_FRAMES = 1 << 16
 # What a picture says beside the parameters of its request.
-FACTS = frozenset({"version", "class_name", "class_names", "frame"})
+FACTS = frozenset({"version", "class_name", "class_names", "frame", "z_sha256"})
+SOURCES = frozenset({"seed", "seeds", "z"})
 SUFFIX_OF = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp", "GIF": "gif"}
 
 
@@ -102,10 +103,10 @@ def read_picture(path: Path) -> Picture:
         raise InvalidInput(
             f"{path} does not say which model made it.", hint="was its metadata edited?"
         )
-    if "seed" not in told and "seeds" not in told:
+    if not SOURCES & told.keys():
         raise InvalidInput(
-            f"{path} was not made from a seed.",
-            hint="an image of an explicit z can be made again only by whoever has the z",
+            f"{path} says neither seed nor z.",
+            hint="an image of a large explicit z can be made again only by whoever has the z",
         )
     image_format, pixels = _decoded(data)
     return Picture(data, image_format, pixels, told)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import re
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import httpx
 import httpx2
 import openai
 import pytest
@@ -18,6 +23,7 @@ from PIL import Image
 
 from cat_serve.images import read_parameters
 from cat_serve.web.server import bind
+from tests.serving.processes import shipped_server
 
 pytestmark = pytest.mark.anyio
 
@@ -282,6 +288,22 @@ async def test_deadline_that_passes_is_an_internal_server_error(run_app: Any, st
             await client.images.generate(prompt="1", extra_headers={"X-Deadline-Ms": "50"})
         assert (caught.value.status_code, caught.value.code) == (504, "deadline_exceeded")
         assert caught.value.body["stage"] in ("queue", "generate")
+
+
+def test_example_of_the_guide_runs(project_root: Path, tmp_path: Path) -> None:
+    """Run OpenAI's client from docs/serving.md against a real server, but for the address."""
+    guide = (project_root / "docs" / "serving.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    (example,) = [each for each in examples if "from openai import" in each]
+    with shipped_server() as address:
+        script = example.replace("http://127.0.0.1:8000", address)
+        assert script != example
+        subprocess.run([sys.executable, "-W", "error", "-c", script],
+                       cwd=tmp_path, timeout=60, check=True)  # fmt: skip
+        for seed in (3, 4):
+            query = f"class=9&seed={seed}&truncation_psi=0.7"
+            wanted = httpx.post(f"{address}/generate?{query}").content
+            assert (tmp_path / f"boot-{seed}.png").read_bytes() == wanted
 
 
 @pytest.fixture

@@ -188,7 +188,7 @@ def test_file_that_says_nothing_is_a_clear_error(
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"seed": None}, "not made from a seed"),
+        ({"seed": None}, "neither seed nor z"),
         ({"seed": -1}, "seed"),
         ({"seed": "many"}, "seed"),
         ({"class": 99}, "no class 99"),
