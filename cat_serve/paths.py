@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from cat_serve.contract import Batch, Output, StudioBatch
+from cat_serve.contract import STUDIO_SLOTS, Batch, Output, StudioBatch
+from cat_serve.errors import InvalidInput
 from cat_serve.interpolation import Curve, Point, path
 from cat_serve.latents import latent_from_seed
-from cat_serve.mixtures import class_of, slots
+from cat_serve.mixtures import Mixture, class_of, slots
 from cat_serve.wanted import ServedModel
 
 
 @dataclass(frozen=True)
 class Key:
-    """A key frame: the image that /generate makes of the same class and seed.
+    """A key frame: the image that /generate makes of the same class or mixture, and seed."""
 
-    Attributes:
-        weights: share of each class by its index, all above 0, with the sum 1.
-    """
-
-    weights: Mapping[int, float]
+    weights: Mixture
     seed: int
 
 
 @dataclass(frozen=True, eq=False)
 class PathRequest:
-    """Frames of a path through key frames; see `cat_serve.interpolation`. Frame i is row i."""
+    """Frames of a path through key frames; see `cat_serve.interpolation`. Frame i is row i.
+
+    A path of one class is made by the plain graph, any other by the studio graph from end to end: no frame flickers
+    because its neighbour came from a graph of another precision.
+
+    Raises:
+        InvalidInput: `bad_mixture`, there are more classes between two key frames than can be mixed.
+    """
 
     model: ServedModel
     keys: tuple[Key, ...]
@@ -38,6 +43,20 @@ class PathRequest:
     curve: Curve
     loop: bool
     truncation_psi: float
+
+    def __post_init__(self) -> None:
+        ways = itertools.pairwise([*self.keys, *self.keys[: int(self.loop)]])
+        for number, (start, end) in enumerate(ways):
+            classes = {*start.weights, *end.weights}
+            if len(classes) > STUDIO_SLOTS:
+                raise InvalidInput(
+                    f"After key frame {number} {len(classes)} classes would be mixed.",
+                    code="bad_mixture",
+                    hint="put a key frame of one class between the two",
+                    parameter="class",
+                    got=len(classes),
+                    accepted=f"at most {STUDIO_SLOTS} classes in two key frames together",
+                )
 
     def __len__(self) -> int:
         return self.frames

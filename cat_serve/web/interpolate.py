@@ -19,6 +19,7 @@ from cat_serve.errors import InvalidInput
 from cat_serve.images import MAX_SIDE_PX
 from cat_serve.interpolation import MIN_KEYS, Curve
 from cat_serve.latents import MAX_SEED
+from cat_serve.mixtures import parse_classes
 from cat_serve.observation import current
 from cat_serve.paths import Key, PathRequest
 from cat_serve.service import GeneratedImages, Service
@@ -77,7 +78,7 @@ class InterpolateParameters(BaseModel):
         alias="class",
         min_length=1,
         max_length=MAX_KEYS,
-        description="**Required.** One class for all key frames, or one for each; by index or name.",
+        description="**Required.** One class for all key frames, or one for each; by index or name, or as a mixture.",
         examples=[["7", "9"]],
     )
     seed: Annotated[list[SeedOfKey] | None, BeforeValidator(_as_list)] = Field(
@@ -185,12 +186,11 @@ def resolve(service: Service, parameters: InterpolateParameters) -> PathRequest:
     seeds = parameters.seed or [secrets.randbelow(MAX_SEED + 1)]
     count = count_keys(len(parameters.class_), len(seeds))
     others = [other.classes for other in service.models.values()]
-    classes = [model.classes.index_of(text, others) for text in parameters.class_]
+    classes = [parse_classes(text, model.classes, others) for text in parameters.class_]
     return PathRequest(
         model=model,
         keys=tuple(
-            Key({classes[index % len(classes)]: 1.0}, seeds[index % len(seeds)])
-            for index in range(count)
+            Key(classes[index % len(classes)], seeds[index % len(seeds)]) for index in range(count)
         ),
         frames=parameters.frames,
         curve=parameters.interpolation,
