@@ -16,10 +16,12 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
+from fastapi import FastAPI
 
 from cat_serve.errors import MissingDependency
 from cat_serve.settings import Settings
-from cat_serve.web.server import bind, serve
+from cat_serve.web.server import AdminServer, bind, serve
 
 WAIT_S = 20.0
 SECRET = "bobs-own-secret-key"
@@ -153,3 +155,9 @@ def test_admin_port_that_is_taken_is_told_by_its_name(add_model: Any) -> None:
 def test_admin_port_is_loopback_unless_told() -> None:
     settings = Settings()
     assert (settings.admin_host, settings.admin_port) == ("127.0.0.1", None)
+
+
+def test_signals_are_the_public_servers() -> None:
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    with AdminServer(uvicorn.Config(FastAPI())).capture_signals():
+        assert {each: signal.getsignal(each) for each in before} == before

@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 
 from cat_serve import keys
+from cat_serve.backends.fake import FakeBackend
 from cat_serve.cli import main
 from cat_serve.errors import BudgetExceeded, InvalidInput, Overloaded
 from cat_serve.keys import Caller, KeyRing, read_keys
+from cat_serve.settings import Settings
+from cat_serve.web.app import create_app
 
 BOB, EVE = "bobs-own-secret-key", "eves-own-secret-key"
 GENERATE = "/generate?class=1&seed=1"
@@ -194,15 +197,14 @@ def test_bad_variable_is_refused_without_showing_it(variable: str) -> None:
     assert BOB not in str(caught.value)
 
 
-def test_missing_file_ends_the_server_with_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["serve", "--port", "0", "--api-keys-file", str(tmp_path / "none")]) == 2
-    assert "cannot be read" in capsys.readouterr().err
+def test_missing_file_is_refused_before_anything_listens(tmp_path: Path, add_model: Any) -> None:
+    settings = Settings(api_keys_file=tmp_path / "none")
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        create_app(settings, {"toy": add_model()}, FakeBackend)
 
 
 def test_key_as_a_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", "--api-keys", f"bob={BOB}"]) == 2
+    assert main(["serve", "--print-config", "--api-keys", f"bob={BOB}"]) == 2
     error = capsys.readouterr().err
     assert "--api-keys-file" in error
     assert BOB not in error
