@@ -17,6 +17,7 @@ from PIL import Image
 from cat_serve.errors import InvalidInput
 from cat_serve.images import READABLE, read_parameters
 
+StillFormat = Literal["png", "jpeg", "webp"]
 Result = Literal["identical", "differs"]
 
 MAX_FILE_BYTES = 1 << 30
@@ -24,7 +25,12 @@ MAX_FRAMES = 1 << 16
 # What a picture says beside the parameters of its request.
 FACTS = frozenset({"version", "class_name", "class_names", "frame", "z_sha256"})
 SOURCES = frozenset({"seed", "seeds", "z"})
-SUFFIX_OF = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp", "GIF": "gif"}
+FORMAT_OF: dict[str, StillFormat | Literal["gif"]] = {
+    "PNG": "png",
+    "JPEG": "jpeg",
+    "WEBP": "webp",
+    "GIF": "gif",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +45,7 @@ class Picture:
     """
 
     data: bytes
-    format: str
+    format: StillFormat | Literal["gif"]
     pixels: np.ndarray
     told: Mapping[str, Any]
 
@@ -47,6 +53,20 @@ class Picture:
     def animated(self) -> bool:
         """Say whether it is of /interpolate, or a frame of such."""
         return "frames" in self.told
+
+    @property
+    def still_format(self) -> StillFormat:
+        """Return the format of a picture of /generate.
+
+        Raises:
+            InvalidInput: it is a GIF, which /generate does not make.
+        """
+        if self.format not in ("png", "jpeg", "webp"):
+            raise InvalidInput(
+                "This GIF holds what /generate says of its pictures, and those are no GIFs.",
+                hint="give the file as it was got",
+            )
+        return self.format
 
     @property
     def request(self) -> dict[str, Any]:
@@ -159,7 +179,7 @@ def compare(picture: Picture, again: bytes) -> Comparison:
     return Comparison("identical" if levels == 0 else "differs", levels, share, same_file)
 
 
-def _decoded(data: bytes) -> tuple[str, np.ndarray]:
+def _decoded(data: bytes) -> tuple[StillFormat | Literal["gif"], np.ndarray]:
     """Return the format and the pixels of all frames."""
     try:
         with Image.open(io.BytesIO(data), formats=[*READABLE]) as image:
@@ -167,6 +187,6 @@ def _decoded(data: bytes) -> tuple[str, np.ndarray]:
             for index in range(getattr(image, "n_frames", 1)):
                 image.seek(index)
                 frames.append(np.asarray(image.convert("RGB")))
-            return SUFFIX_OF[str(image.format)], np.stack(frames)
+            return FORMAT_OF[str(image.format)], np.stack(frames)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InvalidInput("The picture is damaged.", hint="give the file as it was got") from error

@@ -110,8 +110,9 @@ async def _still(service: Service, picture: Picture) -> bytes:
     """Return what POST /generate answers to the picture's parameters."""
     from cat_serve.cli.pictures import answer_of, request_of
 
+    image_format = picture.still_format
     asked = request_of(service, picture.request)
-    return await answer_of(service, asked, picture.format, None)
+    return await answer_of(service, asked, image_format, None)
 
 
 async def _animation(service: Service, picture: Picture) -> bytes:
@@ -141,6 +142,7 @@ def _by_server(arguments: argparse.Namespace, picture: Picture) -> tuple[bytes, 
             "A server is asked for single images, and this is an animation.",
             hint="leave out --url, or POST its parameters to /interpolate",
         )
+    image_format = picture.still_format
     key = arguments.api_key_file
     api_key = None if key is None else key.read_text(encoding="utf-8").strip()
     asked = {k: v for k, v in picture.request.items() if k not in ("class", "format", "model")}
@@ -149,8 +151,8 @@ def _by_server(arguments: argparse.Namespace, picture: Picture) -> tuple[bytes, 
             return None
         try:
             images = client.generate(
-                picture.told.get("class"), **asked, format="npy", model=picture.model
+                picture.told.get("class", ""), **asked, format="npy", model=picture.model
             )
         except TypeError as error:
             raise InvalidInput(f"The picture says what no request can: {error}.") from error
-    return encode(grid(images.array()), picture.format, picture.told), images.determinism
+    return encode(grid(images.array()), image_format, picture.told), images.determinism

@@ -23,7 +23,8 @@ from cat_serve.service import GeneratedImages, ImageRequest, ServedModel
 from cat_serve.web import schemas
 from cat_serve.web.answers import JSON_MEDIA_TYPE, facts
 from cat_serve.web.dependencies import TheDeadline, TheService, only, problems
-from cat_serve.web.generate import IMAGE_HEADERS, headers, resolve, unless_gone
+from cat_serve.web.asking import resolve
+from cat_serve.web.generate import IMAGE_HEADERS, headers, unless_gone
 from cat_serve.web.observed import CLIENT_GONE
 
 router = APIRouter(tags=["OpenAI"])
@@ -107,6 +108,9 @@ class ImagesParameters(BaseModel):
         return schemas.GenerateParameters(**{k: v for k, v in given.items() if v is not None})
 
 
+OutputFormat = Literal["png", "jpeg", "webp"]
+
+
 class OpenAIImage(BaseModel):
     b64_json: str = Field(description="a file of `output_format`, which carries its parameters")
     revised_prompt: str = Field(description="the name of the class")
@@ -118,7 +122,7 @@ class ImagesResponse(BaseModel):
 
     created: int
     background: Literal["opaque"] = "opaque"
-    output_format: Literal["png", "jpeg", "webp"]
+    output_format: OutputFormat
     size: str
     data: list[OpenAIImage]
     model: str = Field(description="name@version")
@@ -217,7 +221,7 @@ def size_of(model: ServedModel) -> str:
     return f"{width}x{height}"
 
 
-def answer(asked: ImageRequest, images: GeneratedImages, image_format: Format) -> bytes:
+def answer(asked: ImageRequest, images: GeneratedImages, image_format: OutputFormat) -> bytes:
     """Encode the images, each with its own parameters, into OpenAI's JSON."""
     content = ImagesResponse(
         created=int(time.time()),

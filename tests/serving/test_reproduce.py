@@ -237,6 +237,18 @@ def test_animation_is_identical(capsys: Any, animations: Path, name: str, tmp_pa
     assert again.read_bytes() == (animations / name).read_bytes()
 
 
+@pytest.mark.parametrize("url", [(), ("--url", "http://127.0.0.1:9")])
+def test_still_that_became_a_gif_is_a_clear_error(
+    capsys: Any, animations: Path, pictures: Path, tmp_path: Path, url: tuple[str, ...]
+) -> None:
+    told = f"cat-serve: {json.dumps(read_parameters((pictures / 'one.png').read_bytes()))}"
+    with Image.open(pictures / "one.png") as image:
+        image.convert("P").save(tmp_path / "one.gif", comment=told.encode())
+    code, report, said = reproduce(capsys, tmp_path / "one.gif", *url)
+    assert (code, report) == (2, None)
+    assert "GIF" in said
+
+
 @pytest.mark.parametrize("frame", [5, -1, "last", True, 10**9])
 def test_frame_that_is_none_is_a_clear_error(
     capsys: Any, animations: Path, tmp_path: Path, frame: Any
