@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -26,11 +25,9 @@ if TYPE_CHECKING:
 SUFFIXES: dict[str, Format] = {
     ".png": "png", ".jpeg": "jpeg", ".jpg": "jpeg", ".webp": "webp", ".npy": "npy",
 }  # fmt: skip
-MAX_IMAGES = 100_000
+MAX_IMAGES = 10_000  # pictures of one run; --n has no limit
 
 P = TypeVar("P", bound="BaseModel")
-
-_RANGE = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10}))?")
 
 
 def write_pictures(
@@ -72,12 +69,12 @@ async def _write(
         began_s = time.perf_counter()
         with tqdm(total=len(seeds), unit="img", desc=name) as bar:
             if image_format is None:
-                await _folder(arguments, service, seeds, out, bar)
+                studio = await _folder(arguments, service, seeds, out, bar)
             else:
-                await _one_file(arguments, service, seeds, out, image_format)
+                studio = await _one_file(arguments, service, seeds, out, image_format)
                 bar.update(len(seeds))
         seconds = time.perf_counter() - began_s
-        label, determinism = service.model(None).label, service.determinism(name)
+        label, determinism = service.model(None).label, service.determinism(name, studio)
     count, text = len(seeds), arguments.seeds or str(seeds[0])
     return report(count, count, seconds, label, determinism, settings, out,
                   **{"class": arguments.class_, "seeds": text})  # fmt: skip
@@ -118,23 +115,32 @@ async def service_here(
 async def _one_file(
     arguments: argparse.Namespace, service: Service, seeds: Sequence[int], out: Path,
     image_format: Format,
-) -> None:  # fmt: skip
-    """Write what `POST /generate` answers to a request for all seeds; several as .npy are one array."""
+) -> bool:  # fmt: skip
+    """Write what `POST /generate` answers to a request for all seeds; several as .npy are one array.
+
+    Returns:
+        Whether the studio graph made it.
+    """
     which = _which(seeds)
     several = len(seeds) > 1
     form: Form | None = "image" if several and image_format == "npy" else None
     asked = _request(arguments, service, image_format, **which, response=form)
     content = await answer_of(service, asked, image_format, form)
     await asyncio.to_thread(replace, out, content)
+    return asked.needs_studio
 
 
 async def _folder(
     arguments: argparse.Namespace, service: Service, seeds: Sequence[int], out: Path, bar: Any
-) -> None:
-    """Write what `POST /generate` answers to a request for each seed; as many at once as fill the passes."""
+) -> bool:
+    """Write what `POST /generate` answers to a request for each seed; as many at once as fill the passes.
+
+    Returns:
+        Whether the studio graph made them.
+    """
     from cat_serve.web.answers import file_name
 
-    waiting, failures = iter(seeds), list[Exception]()
+    waiting, failures, studio = iter(seeds), list[Exception](), set[bool]()
     image_format: Format = arguments.format
 
     async def work() -> None:
@@ -143,6 +149,7 @@ async def _folder(
             content = await answer_of(service, asked, image_format, None)
             path = out / file_name(asked, seed, image_format)
             await asyncio.to_thread(replace, path, content)
+            studio.add(asked.needs_studio)
             bar.update(1)
 
     try:
@@ -153,6 +160,7 @@ async def _folder(
         failures.extend(errors.exceptions)
     if failures:
         raise failures[0]
+    return any(studio)
 
 
 def _request(
@@ -176,7 +184,7 @@ def request_of(service: Service, given: Mapping[str, Any]) -> ImageRequest:
     Raises:
         InvalidInput: one of them does not fit.
     """
-    from cat_serve.web.generate import resolve
+    from cat_serve.web.asking import resolve
     from cat_serve.web.schemas import ACCEPTED, GenerateParameters
 
     return resolve(service, parsed(GenerateParameters, given, ACCEPTED))
@@ -227,9 +235,11 @@ def replace(path: Path, content: bytes) -> None:
 
 def _which(seeds: Sequence[int]) -> dict[str, Any]:
     """Return the parameters that ask for these seeds."""
-    if list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
+    from cat_serve.seeds import seeds_text
+
+    if isinstance(seeds, range):
         return {"seed": seeds[0], "n": len(seeds)}
-    return {"seeds": ",".join(map(str, seeds))}
+    return {"seeds": seeds_text(seeds)}
 
 
 def read_seeds(text: str | None) -> Sequence[int]:
@@ -238,27 +248,10 @@ def read_seeds(text: str | None) -> Sequence[int]:
     Raises:
         InvalidInput: these are no seeds, one comes twice, or they are too many.
     """
-    from cat_serve.latents import MAX_SEED, seed_range
+    from cat_serve.latents import MAX_SEED
+    from cat_serve.seeds import parse_seeds
 
     if text is None:
-        return [secrets.randbelow(MAX_SEED + 1)]
-    seeds: list[int] = []
-    for part in text.split(","):
-        match = _RANGE.fullmatch(part.strip())
-        if match is None:
-            raise _no_seeds(text, f"{part.strip()!r} is neither a seed nor a range")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise _no_seeds(text, f"{part.strip()} ends before it begins")
-        if len(seeds) + last - first >= MAX_IMAGES:
-            raise _no_seeds(text, f"a run makes {MAX_IMAGES} pictures at most; --n makes more")
-        seeds += seed_range(first, last - first + 1)
-    if len(set(seeds)) < len(seeds):
-        raise _no_seeds(text, "a seed comes twice")
-    return seeds
-
-
-def _no_seeds(text: str, reason: str) -> InvalidInput:
-    return InvalidInput(
-        f"--seeds is {text!r}: {reason}.", code="bad_seeds", hint="such as 5, 0-63 or 0-9,42"
-    )
+        seed = secrets.randbelow(MAX_SEED + 1)
+        return range(seed, seed + 1)
+    return parse_seeds(text, MAX_IMAGES)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,32 @@ def test_folder_has_the_file_that_the_service_gives_for_every_seed(
         for seed in seeds
     }
     assert report["images"] == 5
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"class": "7:0.7,9:0.3", "seeds": "2-4"},
+        {"class": "sneaker", "seeds": "2,9,4", "stage": "1"},
+        {"class": "7:0.25,9:0.75", "seeds": "5", "stage": "2"},
+        {"class": "shirt", "seeds": "0-1,5"},
+    ],
+)
+def test_mixtures_stages_and_seeds_with_gaps_are_the_services_too(
+    server: httpx.Client, generate: Generate, tmp_path: Path, parameters: dict[str, str]
+) -> None:
+    out = tmp_path / "picture.png"
+    flags = [part for name, value in parameters.items() for part in (f"--{name}", value)]
+    report = generate(*flags, "--out", str(out))
+    answer = server.post("/generate", params=parameters)
+    assert answer.status_code == 200, answer.text
+    assert out.read_bytes() == answer.content
+    assert report["determinism"] == answer.headers["X-Determinism"]
+    generate(*flags, "--out", str(tmp_path / "files"))
+    zipped = server.post("/generate", params={**parameters, "response": "zip"})
+    with zipfile.ZipFile(io.BytesIO(zipped.content)) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "files").iterdir()} == files
 
 
 def test_array_holds_all_images(server: httpx.Client, generate: Generate, tmp_path: Path) -> None:
@@ -231,7 +259,10 @@ def test_size_of_a_pass_is_kept_where_bytes_may_depend_on_it(
         (["--class", "7", "--out", "a.gif"], "says no format"),
         (["--class", "sneeker", "--out", "a.png"], "did you mean 'sneaker'"),
         (["--class", "7", "--seeds", "9-3", "--out", "a.png"], "ends before it begins"),
-        (["--class", "7", "--seeds", "4294967295-4294967296", "--out", "a.png"], "out of range"),
+        (["--class", "7", "--seeds", "4294967295-4294967296", "--out", "a.png"], "is above"),
+        (["--class", "7", "--stage", "9", "--out", "a.png"], "3 stages"),
+        (["--class", "7:0.7,9:0.7", "--out", "a.png"], "sum to 1.4"),
+        (["--n", "5", "--class", "7:0.7,9:0.3", "--out", "a.npz"], "no class '7:0.7,9:0.3'"),
         (["--class", "7", "--truncation-psi", "2", "--out", "a.png"], "0 to 1"),
         (["--class", "7", "--truncation-psi", "nan", "--out", "a.png"], "0 to 1"),
         (["--n", "5", "--out", "a.png"], "makes samples"),
@@ -297,7 +328,7 @@ def test_sample_that_must_not_be_shown_is_named(add_model: Any, spoil: Any) -> N
     names = artefact.manifest.class_names
     model = ServedModel(artefact, Classes("toy", names))
     engine = Embedded(model, FakeBackend(artefact, after=spoil), batch=2)
-    with pytest.raises(BadOutput, match=r"for class 3, .*seed 8") as caught:
+    with pytest.raises(BadOutput, match=r"class_id 3; .*seeds 8") as caught:
         engine.images([1, 3, 2], [7, 8, 9], 1.0)
     assert caught.value.details["seeds"] == [8]
 
