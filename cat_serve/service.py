@@ -305,6 +305,7 @@ def _listed(facts: Mapping[str, Any]) -> str:
     parts = []
     for name, value in facts.items():
         if isinstance(value, list):
+            name = name if len(value) > 1 else name.removesuffix("s")
             cut = ", ..." if len(value) > MAX_SHOWN else ""
             value = ", ".join(map(str, value[:MAX_SHOWN])) + cut
         parts.append(f"{name} {value}")

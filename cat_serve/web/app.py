@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -25,6 +26,8 @@ from cat_serve.web import (
     generate,
     interpolate,
     openai_images,
+    openapi,
+    permalinks,
     playground,
     problems,
     routes,
@@ -84,6 +87,7 @@ def create_app(
     app.state.service = service
     app.state.tracing = tracing or from_environment()
     app.include_router(generate.router)
+    app.include_router(permalinks.router)
     app.include_router(openai_images.router)
     app.include_router(interpolate.router)
     app.include_router(routes.router)
@@ -94,7 +98,11 @@ def create_app(
     most = settings.max_images_per_request
     openai = openai_images.accepted(most)
     frames = interpolate.accepted(service.limits.most_frames)
-    elsewhere = {openai_images.GENERATIONS_PATH: openai, interpolate.PATH: frames}
+    elsewhere = {
+        openai_images.GENERATIONS_PATH: openai,
+        interpolate.PATH: frames,
+        permalinks.PATH: permalinks.ACCEPTED,
+    }
     problems.install(app, schemas.accepted(most), elsewhere)
     _document(app)
     return app
@@ -154,7 +162,8 @@ def _document(app: FastAPI) -> None:
     """Add the schemas that no route declares to the OpenAPI document: problems, and images as JSON."""
     make = app.openapi
 
-    def openapi() -> dict[str, Any]:
+    @functools.cache  # what is made is changed in place
+    def documented() -> dict[str, Any]:
         document = make()
         parts = document["components"]["schemas"]
         for model in (schemas.Problem, schemas.ImagesAnswer):
@@ -166,6 +175,7 @@ def _document(app: FastAPI) -> None:
         if app.state.has_keys:
             document["components"]["securitySchemes"] = SCHEMES
             document["security"] = [{name: []} for name in SCHEMES]
+        openapi.declare_served(document, app.state.service)
         return document
 
-    app.openapi = openapi  # type: ignore[method-assign]
+    app.openapi = documented  # type: ignore[method-assign]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request
@@ -58,8 +58,14 @@ async def deadline_of(
 TheDeadline = Annotated[Deadline, Depends(deadline_of)]
 
 
-def only(*names: str, repeatable: Collection[str] = ()) -> Any:
-    """Return a dependency that refuses query parameters that are not `names`, or come twice and are not `repeatable`."""
+def only(
+    *names: str, repeatable: Collection[str] = (), hints: Mapping[str, str] | None = None
+) -> Any:
+    """Return a dependency that refuses query parameters that are not `names`, or come twice and are not `repeatable`.
+
+    Args:
+        hints: what to do instead, by a name that is refused.
+    """
 
     async def check(request: Request) -> None:
         given = [name for name, _ in request.query_params.multi_items()]
@@ -68,6 +74,7 @@ def only(*names: str, repeatable: Collection[str] = ()) -> Any:
                 raise InvalidInput(
                     f"There is no parameter {name[: schemas.MAX_NAME_CHARACTERS]!r} here.",
                     code="unknown_parameter",
+                    hint=(hints or {}).get(name),
                     got=name,
                     accepted=", ".join(names) or "no parameters",
                 )

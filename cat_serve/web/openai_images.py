@@ -22,8 +22,9 @@ from cat_serve.observation import current
 from cat_serve.service import GeneratedImages, ImageRequest, ServedModel
 from cat_serve.web import schemas
 from cat_serve.web.answers import JSON_MEDIA_TYPE, facts
+from cat_serve.web.asking import resolve
 from cat_serve.web.dependencies import TheDeadline, TheService, only, problems
-from cat_serve.web.generate import IMAGE_HEADERS, headers, resolve, unless_gone
+from cat_serve.web.generate import IMAGE_HEADERS, headers, unless_gone
 from cat_serve.web.observed import CLIENT_GONE
 
 router = APIRouter(tags=["OpenAI"])

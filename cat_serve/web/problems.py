@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from cat_serve.errors import CatServeError
 from cat_serve.observation import current
@@ -27,6 +28,8 @@ MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:cat-serve:problem:"
 REQUEST_ID_HEADER = "X-Request-Id"
 MAX_SHOWN_CHARACTERS = 100
+METHOD_NOT_ALLOWED = 405
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 class Kind(NamedTuple):
@@ -47,6 +50,12 @@ PROBLEMS: dict[str, Kind] = {
     "unknown_class":       Kind(422, "The model has no such class"),
     "ambiguous_class":     Kind(422, "Several classes have this name"),
     "bad_seed":            Kind(422, "The seed is not in the accepted range"),
+    "bad_mixture":         Kind(422, "The mixture of classes is none, or its weights do not fit"),
+    "bad_seeds":           Kind(422, "The seeds are none, come twice, or are too many"),
+    "bad_z":               Kind(422, "The latent does not fit the model"),
+    "bad_stage":           Kind(422, "The model has no such stage"),
+    "no_studio":           Kind(422, "Mixtures and stages of this model cannot be had here"),
+    "conflicting_parameters": Kind(422, "Parameters contradict each other"),
     "bad_truncation_psi":  Kind(422, "truncation_psi is not in the accepted range"),
     "bad_n":               Kind(422, "The number of images is not in the accepted range"),
     "bad_format":          Kind(422, "The image format is not available, or cannot hold the image"),
@@ -66,6 +75,7 @@ PROBLEMS: dict[str, Kind] = {
     "unauthorized":        Kind(401, "The request has no valid API key"),
     "body_too_large":      Kind(413, "The body is too large"),
     "unknown_model":       Kind(404, "There is no such model"),
+    "unknown_version":     Kind(404, "The model has no such version here"),
     "not_found":           Kind(404, "There is no such address"),
     "method_not_allowed":  Kind(405, "This address does not take this method"),
     # the request may be sent again as it is
@@ -168,7 +178,8 @@ def install(
         assert isinstance(error, HTTPException)
         code = HTTP_CODES.get(error.status_code, "internal_error")
         detail = f"{PROBLEMS[code].title}."
-        return problem(request, code, detail, hint=HINTS.get(code), headers=error.headers)
+        headers = {**(error.headers or {}), **allowed(request, error.status_code)}
+        return problem(request, code, detail, hint=HINTS.get(code), headers=headers)
 
     async def on_unknown(request: Request, error: Exception) -> Response:
         logger.error("request %s failed: %s", request.state.request_id, type(error).__name__)
@@ -180,6 +191,21 @@ def install(
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(Exception, on_unknown)
+
+
+def allowed(request: Request, status: int) -> dict[str, str]:
+    """Return the Allow header of a 405: the methods of all routes of the address, not of the first alone."""
+    if status != METHOD_NOT_ALLOWED:
+        return {}
+    taken = [
+        method
+        for method in METHODS
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
+    return {"Allow": ", ".join(taken)} if taken else {}
 
 
 def invalid(

@@ -59,7 +59,7 @@ def _card(service: Service, served: ServedModel) -> schemas.ModelCard:
         precision=None if engine is None else engine.precision,
         determinism=service.determinism(served.name),
         truncation_psi=manifest.psi,
-        stages=manifest.stages,
+        stages=service.stages(served.name),
         parity=manifest.parity,
         source=manifest.source,
         files={

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+from fastapi.openapi.models import Example
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from cat_serve import mixtures, seeds
 from cat_serve.images import Format
 from cat_serve.latents import MAX_SEED
 from cat_serve.web.answers import Form
@@ -13,12 +15,19 @@ from cat_serve.web.problems import PROBLEMS
 
 MAX_NAME_CHARACTERS = 100
 
-# What each parameter of POST /generate accepts, in the words that its errors use.
+# Formats of strings in the OpenAPI document; cat_serve.web.openapi says what a server has of them.
+CLASS_FORMAT = "class"
+SEEDS_FORMAT = "seed-ranges"
+
+# What each parameter of /generate accepts, in the words that its errors use.
 ACCEPTED = {
-    "class": f"a class index or name of at most {MAX_NAME_CHARACTERS} characters",
+    "class": f"a class index or name of at most {MAX_NAME_CHARACTERS} characters, or {mixtures.ACCEPTED}",
     "seed": f"an integer from 0 to {MAX_SEED}",
     "truncation_psi": "a number from 0 to 1",
     "n": "an integer from 1 to the server's limit, which /models tells",
+    "seeds": seeds.accepted(),
+    "z": "in a JSON body: lists of finite numbers in the model's z_shape, which /models tells",
+    "stage": "an integer from 1 to the model's number of stages, which /models tells",
     "format": "'png', 'jpeg', 'webp' or 'npy'",
     "response": "'image', 'json', 'zip' or 'grid'",
     "model": f"a model name of at most {MAX_NAME_CHARACTERS} characters",
@@ -27,7 +36,11 @@ ACCEPTED = {
 
 def accepted(max_images_per_request: int) -> dict[str, str]:
     """Return what each parameter accepts on a server with this limit."""
-    return {**ACCEPTED, "n": f"an integer from 1 to {max_images_per_request}"}
+    return {
+        **ACCEPTED,
+        "n": f"an integer from 1 to {max_images_per_request}",
+        "seeds": seeds.accepted(max_images_per_request),
+    }
 
 
 def _no_boolean(value: object) -> object:
@@ -46,18 +59,14 @@ def _index_as_text(value: object) -> object:
 ClassText = Annotated[
     str,
     BeforeValidator(_index_as_text),
-    WithJsonSchema({"anyOf": [{"type": "string", "maxLength": MAX_NAME_CHARACTERS},
-                              {"type": "integer", "minimum": 0}]}),
-]  # fmt: skip
+    WithJsonSchema({"type": "string", "format": CLASS_FORMAT, "maxLength": MAX_NAME_CHARACTERS}),
+]
 
 
-class GenerateParameters(BaseModel):
-    """Parameters of one image or several, in the query or as a JSON body."""
+class GenerateQuery(BaseModel):
+    """Parameters of one image or several."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={
-        "examples": [{"class": 7, "seed": 1, "truncation_psi": 0.7},
-                     {"class": "ankle boot", "seed": 1, "n": 16, "format": "webp", "response": "grid"}],
-    })  # fmt: skip
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     class_: ClassText | None = Field(
         None,
@@ -65,8 +74,9 @@ class GenerateParameters(BaseModel):
         min_length=1,
         max_length=MAX_NAME_CHARACTERS,
         description="**Required**, here or in the body. All digits: the class index. Anything else: a "
-        "class name; case does not matter, and spaces, underscores and hyphens are alike.",
-        examples=["7", "ankle boot"],
+        "class name; case does not matter, and spaces, underscores and hyphens are alike. "
+        "`7:0.7,9:0.3`: a mixture of up to four classes by index, with weights that sum to 1.",
+        examples=["7", "ankle boot", "7:0.7,9:0.3"],
     )
     seed: Annotated[int, BeforeValidator(_no_boolean)] | None = Field(
         None,
@@ -90,6 +100,21 @@ class GenerateParameters(BaseModel):
         description="Number of images; image i has `seed` + i. `/models` tells the largest.",
         examples=[16],
     )
+    seeds: str | None = Field(
+        None,
+        min_length=1,
+        max_length=seeds.MAX_CHARACTERS,
+        description="Instead of `seed` and `n`: one image for each of these seeds and ranges of seeds.",
+        examples=["0-9,42"],
+        json_schema_extra={"format": SEEDS_FORMAT},
+    )
+    stage: Annotated[int, BeforeValidator(_no_boolean)] | None = Field(
+        None,
+        ge=1,
+        description="Show what the generator had after this stage. The last one, the default, is the image. "
+        "`/models` tells how many a model has.",
+        examples=[1],
+    )
     format: Format = Field(
         "png",
         description="Of every image, or of the grid. `png`, `webp` and `npy` (an array for NumPy) are "
@@ -112,6 +137,31 @@ class GenerateParameters(BaseModel):
     )
 
 
+class GenerateParameters(GenerateQuery):
+    """Parameters of one image or several, as a JSON body."""
+
+    z: list[Any] | None = Field(
+        None,
+        description="Instead of a seed: the latent itself, as lists of numbers in the model's `z_shape`. One image; "
+        "its answer has `X-Z-Sha256` instead of `X-Seed`.",
+    )
+
+
+# Of bodies of POST /generate, by name.
+EXAMPLES: dict[str, Example] = {
+    name: {"summary": summary, "value": value}
+    for name, summary, value in (
+        ("image", "One image", {"class": 7, "seed": 1, "truncation_psi": 0.7}),
+        ("grid", "Sixteen in one picture", {"class": "ankle boot", "seed": 1, "n": 16, "format": "webp"}),
+        ("mixture", "A mixture of two classes", {"class": "7:0.7,9:0.3", "seed": 1}),
+        ("seeds", "Ranges of seeds, as files", {"class": 7, "seeds": "0-3,42", "response": "zip"}),
+        ("json", "Images in JSON", {"class": 7, "seed": 1, "n": 2, "response": "json"}),
+        ("stage", "The first stage", {"class": 7, "seed": 1, "stage": 1}),
+        ("z", "An explicit latent of 64 numbers", {"class": 7, "z": [0.0, 1.0] * 32}),
+    )
+}  # fmt: skip
+
+
 class ClassEntry(BaseModel):
     index: int
     name: str
@@ -131,7 +181,7 @@ class ClassesAnswer(BaseModel):
 
 
 class EncodedImage(BaseModel):
-    seed: int
+    seed: int | None = Field(description="null if it was made from an explicit z")
     base64: str = Field(description="a file of `media_type`")
 
 
@@ -148,11 +198,17 @@ class ImagesAnswer(BaseModel):
 
     model: str
     version: str
-    class_: int = Field(alias="class")
+    class_: int | str = Field(alias="class", description="index, or mixture")
     class_name: str
-    seed: int = Field(description="of the first image")
-    n: int
+    seed: int | None = Field(None, description="of the first image; image i has this + i")
+    n: int | None = Field(None, description="beside `seed`")
+    seeds: str | None = Field(
+        None, description="instead of `seed` and `n`, if they are not in a row"
+    )
+    z_sha256: str | None = Field(None, description="instead of a seed, of an explicit z")
+    z: list[Any] | None = Field(None, description="the explicit z, if it has at most 1,024 numbers")
     truncation_psi: float
+    stage: int | None = Field(None, description="if it is not the last one")
     media_type: str = Field(description="of every image")
     images: list[EncodedImage]
 

@@ -187,9 +187,10 @@ async def test_unknown_query_parameter_is_refused_everywhere(client: Any, path: 
 
 async def test_unknown_address_and_wrong_method_are_problems(client: Any) -> None:
     problem_of(await client.get("/nothing"), 404, "not_found")
-    answer = await client.get("/generate?class=1")
+    answer = await client.put("/generate?class=1")
     problem_of(answer, 405, "method_not_allowed")
-    assert answer.headers["allow"] == "POST"
+    assert answer.headers["allow"] == "GET, POST"
+    assert (await client.delete("/classes")).headers["allow"] == "GET"
 
 
 async def test_long_values_are_cut_in_the_answer(client: Any) -> None:

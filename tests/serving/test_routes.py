@@ -16,7 +16,7 @@ from cat_serve.contract import Batch, Output
 from cat_serve.errors import BackendUnavailable
 from cat_serve.files import sha256_of
 from cat_serve.web.problems import PROBLEMS
-from cat_serve.web.schemas import ACCEPTED
+from cat_serve.web.schemas import accepted
 
 pytestmark = pytest.mark.anyio
 
@@ -63,7 +63,7 @@ async def test_models_show_their_manifests(run_app: Any, add_model: Any) -> None
                 "determinism": None,
             }
         },
-        "parameters": {**ACCEPTED, "n": "an integer from 1 to 9"},
+        "parameters": accepted(9),
         "limits": {
             "max_images_per_request": 9,
             "max_frames_per_request": 99,  # no more than may wait
@@ -83,6 +83,8 @@ async def test_openapi_documents_class_examples_and_every_code(running: Any) -> 
         "seed",
         "truncation_psi",
         "n",
+        "seeds",
+        "stage",
         "format",
         "response",
         "model",

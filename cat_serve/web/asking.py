@@ -1,0 +1,153 @@
+"""From the parameters of a request to what is asked of the service: names to indices, seeds, latents, limits."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from cat_serve.backends.base import no_studio
+from cat_serve.errors import InvalidInput
+from cat_serve.latents import MAX_SEED, seed_range
+from cat_serve.mixtures import parse_classes
+from cat_serve.seeds import parse_seeds
+from cat_serve.service import Service
+from cat_serve.wanted import ImageRequest, ServedModel
+from cat_serve.web import schemas
+
+LARGEST = float(np.finfo(np.float32).max)
+
+
+def resolve(service: Service, parameters: schemas.GenerateQuery) -> ImageRequest:
+    """Turn names into indices, draw the seed if none was given, and hold everything to the limits.
+
+    Raises:
+        UnknownModel: there is no such model.
+        InvalidInput: with the parameter that must be corrected.
+    """
+    if parameters.class_ is None:
+        raise InvalidInput(
+            "The parameter class is missing.",
+            code="missing_parameter",
+            hint="for example POST /generate?class=7",
+            parameter="class",
+            accepted=schemas.ACCEPTED["class"],
+        )
+    model = service.model(parameters.model)
+    others = [other.classes for other in service.models.values()]
+    mixture = parse_classes(parameters.class_, model.classes, others)
+    require_one_source(parameters)
+    z = getattr(parameters, "z", None)
+    return ImageRequest(
+        model=model,
+        mixture=mixture,
+        seeds=() if z is not None else seeds_of(parameters, service.limits.max_images_per_request),
+        truncation_psi=parameters.truncation_psi + 0.0,  # -0.0 is 0
+        stage=stage_of(model, parameters.stage),
+        z=None if z is None else latent_of(z, model.artefact.manifest.z_shape),
+    )
+
+
+def require_one_source(parameters: schemas.GenerateQuery) -> None:
+    """Refuse parameters that say in more than one way which images are made.
+
+    Raises:
+        InvalidInput: `conflicting_parameters`.
+    """
+    given = {name for name in ("seed", "n", "seeds", "z") if name in parameters.model_fields_set}
+    given -= {name for name in given if getattr(parameters, name) is None}
+    if given <= {"seed", "n"} or len(given) == 1:
+        return
+    names = sorted(given)
+    raise InvalidInput(
+        f"{' and '.join(names)} were given together, and each says which images are made.",
+        code="conflicting_parameters",
+        hint="give seed with or without n, or seeds, or z",
+        parameter=names[-1],
+        got=names,
+        accepted="seed and n, or seeds, or z",
+    )
+
+
+def seeds_of(parameters: schemas.GenerateQuery, most: int) -> Sequence[int]:
+    """Return the seed of every image; the first is drawn if none was given.
+
+    Raises:
+        InvalidInput: `bad_seeds`, `bad_n` or `bad_seed`.
+    """
+    if parameters.seeds is not None:
+        return parse_seeds(parameters.seeds, most)
+    n = parameters.n
+    if n > most:
+        raise InvalidInput(
+            f"n is {n}, and a request may have {most} images.",
+            code="bad_n",
+            hint="send several requests; image i has seed + i",
+            parameter="n",
+            got=n,
+            accepted=schemas.accepted(most)["n"],
+        )
+    seed = secrets.randbelow(MAX_SEED + 2 - n) if parameters.seed is None else parameters.seed
+    return seed_range(seed, n)
+
+
+def stage_of(model: ServedModel, stage: int | None) -> int | None:
+    """Return the stage, None for the last one: that is the image itself.
+
+    Raises:
+        InvalidInput: `bad_stage`, the model has no such stage; `no_studio`, it has none at all.
+    """
+    stages = model.artefact.manifest.stages
+    if stage is None:
+        return None
+    if not stages:
+        raise no_studio(model.name, "the model was exported without its studio")
+    if stage > stages:
+        raise InvalidInput(
+            f"stage is {stage}, and {model.name} has {stages} stages.",
+            code="bad_stage",
+            hint=f"stage {stages} is the image itself",
+            parameter="stage",
+            got=stage,
+            accepted=f"an integer from 1 to {stages}",
+        )
+    return None if stage == stages else stage
+
+
+def latent_of(values: Any, z_shape: Sequence[int]) -> np.ndarray:
+    """Return nested lists of numbers as float32 [*z_shape].
+
+    Raises:
+        InvalidInput: `bad_z`, they have another shape, or a value that is no finite float32.
+    """
+    flat = np.fromiter(_numbers(values, tuple(z_shape), "z"), np.float64, math.prod(z_shape))
+    return flat.astype(np.float32).reshape(z_shape)
+
+
+def _numbers(values: Any, shape: tuple[int, ...], where: str) -> Iterator[float]:
+    if not shape:
+        if isinstance(values, bool) or not isinstance(values, (int, float)):
+            raise _bad_z(f"{where} is no number", values)
+        if not -LARGEST <= values <= LARGEST:  # False for NaN
+            raise _bad_z(f"{where} is not a finite float32", values)
+        yield float(values)
+        return
+    if not isinstance(values, list) or len(values) != shape[0]:
+        got = f"a list of {len(values)}" if isinstance(values, list) else values
+        raise _bad_z(f"{where} must be a list of {shape[0]}", got)
+    for index, value in enumerate(values):
+        yield from _numbers(value, shape[1:], f"{where}[{index}]")
+
+
+def _bad_z(reason: str, got: Any) -> InvalidInput:
+    return InvalidInput(
+        f"z does not fit: {reason}.",
+        code="bad_z",
+        hint="the model's z_shape stands in /models; training draws every number from N(0, 1)",
+        parameter="z",
+        got=got,
+        accepted=schemas.ACCEPTED["z"],
+    )
