@@ -30,6 +30,7 @@ from cat_serve.errors import (
     UnknownModel,
 )
 from cat_serve.images import read_parameters
+from cat_serve.latents import latent_from_seed
 from cat_serve.manifest import Artefact
 from tests.serving.processes import (
     ROOT,
@@ -96,6 +97,20 @@ def test_formats_hold_the_same_pixels(client: Client) -> None:
     several = client.generate(7, seed=1, n=2, format="npy")
     assert np.array_equal(several[0].array(), arrays["png"])
     assert several[1].pil().size == (32, 32)
+
+
+def test_mixtures_stages_chosen_seeds_and_latents_are_asked_for(
+    client: Client, shipped: Artefact
+) -> None:
+    mixed = client.generate({7: 0.7, 9: 0.3}, seeds="0-1,9", stage=1)
+    assert mixed.seeds == (0, 1, 9)
+    assert (mixed.class_id, mixed.class_text) == (None, "7:0.7,9:0.3")
+    assert read_parameters(mixed[0].data)["stage"] == 1
+    assert client.generate("7:0.7,9:0.3", seed=9, stage=1)[0] == mixed[2]
+    z = latent_from_seed(5, shipped.manifest.z_shape)
+    made = client.generate(7, z=z)
+    assert made.seeds == (None,)
+    assert np.array_equal(made[0].array(), client.generate(7, seed=5)[0].array())
 
 
 def test_unknown_class_comes_with_what_resembles_it(client: Client) -> None:
