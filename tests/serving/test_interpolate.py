@@ -8,6 +8,7 @@ import json
 import zipfile
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +16,8 @@ from PIL import Image
 from cat_serve.images import decode_png, read_parameters
 from cat_serve.interpolation import lerp, slerp
 from cat_serve.latents import latent_from_seed
+from cat_serve.settings import Settings
+from cat_serve.web.app import create_app
 
 pytestmark = pytest.mark.anyio
 
@@ -225,6 +228,95 @@ async def test_frames_wait_in_the_queue_of_all_others(run_app: Any, steps: Any) 
         assert [(await task).status_code for task in (busy, waits)] == [200, 200]
 
 
+async def test_classes_between_are_mixtures_of_the_studio(run_app: Any, add_model: Any) -> None:
+    add_model(stages=2)
+    async with run_app() as running:
+        query = "class=1&class=3&class=3&seed=7&frames=7"
+        answer = await running.client.post(f"/interpolate?{query}")
+        assert answer.status_code == 200, answer.text
+        (studio,) = running.engine.studios
+        made = studio.batches[-2:]  # 4 and 3 rows
+        shares = [
+            {int(c): float(w) for c, w in zip(ids, weights, strict=True) if w}
+            for batch in made
+            for ids, weights in zip(batch.class_id, batch.class_weight, strict=True)
+        ]
+        thirds = [
+            {1: 1},
+            {1: 2 / 3, 3: 1 / 3},
+            {1: 1 / 3, 3: 2 / 3},
+            {3: 1},
+            {3: 1},
+            {3: 1},
+            {3: 1},
+        ]
+        assert shares == [pytest.approx(share, abs=1e-6) for share in thirds]
+        frames = shown(answer.content)
+        assert np.array_equal(frames[0], await image_of(running, "class=1&seed=7"))
+        assert np.array_equal(frames[3], await image_of(running, "class=3&seed=7"))
+        assert answer.headers["x-class"] == "1;3;3"
+        told = {k: v for k, v in read_parameters(answer.content).items()
+                if k not in ("version", "class_names")}  # fmt: skip
+        again = await running.client.post("/interpolate", json=told)
+        assert again.content == answer.content
+
+
+async def test_key_frames_may_be_mixtures(run_app: Any, add_model: Any) -> None:
+    add_model(stages=2)
+    async with run_app() as running:
+        body = {"class": ["0:0.5,1:0.5", "3"], "seed": [1, 2], "frames": 3, "format": "zip"}
+        answer = await running.client.post("/interpolate", json=body)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["x-class"] == "0:0.5,1:0.5;3"
+        with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+            first = decode_png(archive.read("frame-0000.png"))
+        wanted = await running.client.post("/generate", json={"class": "0:0.5,1:0.5", "seed": 1})
+        assert np.array_equal(first, decode_png(wanted.content))
+        wrong = await running.client.post("/interpolate", json={**body, "class": ["0:0.5,1:0.6", "3"]})  # fmt: skip
+        assert (wrong.status_code, wrong.json()["code"]) == (422, "bad_mixture")
+        many = {**body, "class": ["0:0.4,1:0.3,2:0.3", "3:0.5,4:0.5"]}
+        wrong = await running.client.post("/interpolate", json=many)
+        assert (wrong.status_code, wrong.json()["code"]) == (422, "bad_mixture")
+        assert "key frame" in wrong.json()["detail"]
+
+
+async def test_model_without_studio_has_no_way_between_classes(running: Any) -> None:
+    answer = await running.client.post("/interpolate?class=1&class=3&seed=7")
+    assert (answer.status_code, answer.json()["code"]) == (422, "no_studio")
+
+
+async def test_shipped_model_keeps_its_key_frames(shipped: Any) -> None:
+    """The real graphs: bytes on a path of one class, within the studio's budget between classes."""
+    app = create_app(Settings(threads=1))
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        await app.state.service.settled.wait()
+
+        async def frames_of(query: str) -> np.ndarray:
+            answer = await client.post(f"/interpolate?{query}&frames=3&truncation_psi=0.7")
+            assert answer.status_code == 200, answer.text
+            return shown(answer.content)
+
+        async def image(query: str) -> np.ndarray:
+            answer = await client.post(f"/generate?{query}&truncation_psi=0.7")
+            assert answer.status_code == 200, answer.text
+            return decode_png(answer.content)
+
+        one_class = await frames_of("class=7&seed=1&seed=2")
+        assert np.array_equal(one_class[0], await image("class=7&seed=1"))
+        assert np.array_equal(one_class[2], await image("class=7&seed=2"))
+        mixed = (await frames_of("class=7&class=9&seed=1")).astype(int)
+        budget = shipped.manifest.golden.max_levels["fp16"]
+        for frame, class_id in ((0, 7), (2, 9)):
+            plain = await image(f"class={class_id}&seed=1")
+            assert np.abs(mixed[frame] - plain).max() <= budget
+        assert np.array_equal(mixed[1], await image("class=7:0.5,9:0.5&seed=1"))
+        assert np.abs(mixed[1] - mixed[0]).max() > budget
+
+
 async def test_frame_that_must_not_be_shown_fails_the_request(running: Any) -> None:
     def spoil(answer: Any) -> Any:
         answer.images[-1] = 0
@@ -232,7 +324,8 @@ async def test_frame_that_must_not_be_shown_fails_the_request(running: Any) -> N
 
     running.engine.after = spoil
     answer = await running.client.post("/interpolate?class=1&seed=1&seed=2&frames=4")
-    assert (answer.status_code, answer.json()["code"]) == (500, "bad_output")
+    problem = answer.json()
+    assert (answer.status_code, problem["code"], problem["frames"]) == (500, "bad_output", [3])
 
 
 async def test_openapi_describes_it(running: Any) -> None:
