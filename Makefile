@@ -11,8 +11,9 @@ PIP    := -m pip install --quiet --disable-pip-version-check --constraint constr
 
 # Garment photographs, a Debian package: https://packages.debian.org/dataset-fashion-mnist
 FASHION_MNIST := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
-# The browser that tests of the playground drive: https://packages.debian.org/chromium
-CHROMIUM := $(firstword $(shell which chromium chromium-browser google-chrome 2>/dev/null) /usr/bin/chromium)
+# The browser that tests of the playground drive: https://packages.debian.org/chromium-headless-shell
+CHROMIUM := $(firstword $(shell which chromium-headless-shell chromium chromium-browser google-chrome 2>/dev/null) \
+  /usr/bin/chromium-headless-shell)
 
 .DEFAULT_GOAL := help
 
@@ -63,7 +64,7 @@ $(FASHION_MNIST):
 	@.ci/install-debian dataset-fashion-mnist
 
 $(CHROMIUM):
-	@.ci/install-debian chromium
+	@.ci/install-debian chromium-headless-shell curl
 
 # --- the two commands ------------------------------------------------------------------------
 

@@ -33,10 +33,10 @@ export class Problem extends Error {
  *
  * `onWait` hears the seconds and the problem before each pause. Throws Problem, or AbortError.
  */
-export async function ask(path, { signal, method, body, onWait } = {}) {
+export async function ask(path, { signal, body, onWait } = {}) {
   for (let attempt = 1; ; attempt += 1) {
     try {
-      return await askOnce(path, signal, method, body);
+      return await askOnce(path, signal, body);
     } catch (error) {
       const waits = error instanceof Problem && PASSES.has(error.status) && error.retryAfterS !== null;
       if (!waits || attempt === ATTEMPTS) throw error;
@@ -47,10 +47,11 @@ export async function ask(path, { signal, method, body, onWait } = {}) {
   }
 }
 
-async function askOnce(path, signal, method, body) {
+async function askOnce(path, signal, body) {
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
-  const options = { signal, headers, method };
+  const options = { signal, headers };
   if (body !== undefined) {
+    options.method = "POST";
     options.body = JSON.stringify(body);
     headers["Content-Type"] = "application/json";
   }
@@ -98,10 +99,10 @@ export function timing(header) {
   return found;
 }
 
-/** Return a curl command for a POST; a key is named, never shown. */
+/** Return a curl command for a request; a key is named, never shown. */
 export function curl(path, file, body) {
   const address = new URL(path, document.baseURI).href.replaceAll("'", "%27");
-  const parts = [`curl -X POST '${address}'`];
+  const parts = [`curl '${address}'`];
   if (key) parts.push('-H "Authorization: Bearer $CAT_SERVE_API_KEY"');
   if (body !== undefined) {
     parts.push("-H 'Content-Type: application/json'", `-d '${JSON.stringify(body).replaceAll("'", "\\u0027")}'`);

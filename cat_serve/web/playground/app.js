@@ -7,7 +7,7 @@ import { Picture, SHARP_BELOW_PX } from "./picture.js";
 import { Player } from "./player.js";
 import { Recent } from "./recent.js";
 import { Stages } from "./stages.js";
-import { draw, format, parse, query, request } from "./state.js";
+import { classOf, draw, format, parse, query, request, shares } from "./state.js";
 import { copyCommand, say, showFacts, showProblem, showTake, showWaiting } from "./view.js";
 
 const SETTLED_MS = 500;
@@ -64,7 +64,7 @@ function offer() {
 async function make(wanted, signal) {
   picture.busy = true;
   const path = `generate?${query(request(wanted, model().first))}`;
-  const answer = await ask(path, { signal, method: "POST", onWait: showWaiting });
+  const answer = await ask(path, { signal, onWait: showWaiting });
   const blob = await answer.blob();
   const made = describe(wanted, answer.headers);
   await picture.show(blob, wanted.n, model().image_size, made.labels);
@@ -79,15 +79,16 @@ async function make(wanted, signal) {
 }
 
 function describe(wanted, headers) {
-  const mixed = wanted.mix !== "" && wanted.mix !== wanted.class && wanted.weight > 0;
-  const title = mixed ? `${nameOf(wanted.class)} + ${nameOf(wanted.mix)}` : nameOf(wanted.class);
+  const title = shares(wanted).map(
+    ([index, share], _, all) => nameOf(index) + (all.length > 1 ? ` ${Math.round(100 * share)} %` : ""),
+  ).join(" + ");
   const details = [`seed ${wanted.seed}`];
   if (wanted.n > 1) details[0] = `seeds ${wanted.seed} to ${Number(wanted.seed) + wanted.n - 1}`;
   if (wanted.psi !== 1) details.push(`ψ ${wanted.psi}`);
   if (wanted.stage) details.push(`stage ${wanted.stage} of ${model().stages}`);
   const labels = wanted.n === 1 ? [[title, ...details].join(", ")]
     : Array.from({ length: wanted.n }, (_, i) => `${title}, seed ${Number(wanted.seed) + i}`);
-  const name = [model().name, `class-${wanted.mix ? `${wanted.class}-${wanted.mix}` : wanted.class}`, `seed-${wanted.seed}`];
+  const name = [model().name, `class-${classOf(wanted).replace(/[:,]/g, "-")}`, `seed-${wanted.seed}`];
   if (wanted.n > 1) name.push(`n-${wanted.n}`);
   if (wanted.stage) name.push(`stage-${wanted.stage}`);
   return {
@@ -121,10 +122,7 @@ async function start() {
   ));
   const first = cards.find((each) => each.default).name;
   models = cards.map((card) => ({
-    ...card,
-    first,
-    classes: classes.find((each) => each.model === card.name).classes,
-    stages: "stage" in card.parameters ? card.stages : 0, // blends need the same graph
+    ...card, first, classes: classes.find((each) => each.model === card.name).classes,
   }));
   go(location.hash);
 }

@@ -4,7 +4,7 @@ import { ask, curl } from "./api.js";
 import { Combobox } from "./combobox.js";
 import { Latest } from "./latest.js";
 import { SHARP_BELOW_PX } from "./picture.js";
-import { draw } from "./state.js";
+import { classOf, draw } from "./state.js";
 import { unzip } from "./unzip.js";
 
 const FRAMES = 32;
@@ -80,7 +80,7 @@ export class Player {
     const onWait = (seconds, problem) => {
       note.textContent = `${problem.message} Trying again in ${seconds} s.`;
     };
-    const answer = await ask("interpolate", { signal, onWait, method: "POST", body: { ...asked, format: "zip" } });
+    const answer = await ask("interpolate", { signal, onWait, body: { ...asked, format: "zip" } });
     const files = (await unzip(await answer.blob())).filter(({ name }) => name.endsWith(".png"));
     const frames = files.map(({ blob }) => Object.assign(new Image(), { src: URL.createObjectURL(blob) }));
     await Promise.all(frames.map((frame) => frame.decode()));
@@ -135,8 +135,9 @@ export class Player {
 
 /** Return the request for the frames; the server plays a loop for ever, and so does the page. */
 function requestOf(state, to, model) {
+  const from = classOf(state);
   const asked = {
-    class: to === state.class ? to : [state.class, to],
+    class: to === from ? from : [from, to],
     seed: [state.seed, state.toSeed].map((seed) => (/^\d+$/.test(seed) ? Number(seed) : seed)),
     frames: Math.min(FRAMES, model.limits.max_frames_per_request),
     fps: FPS,

@@ -40,7 +40,7 @@ export class Stages {
     const items = [];
     for (let stage = 1; stage <= model.stages; stage += 1) {
       const asked = { ...request({ ...state, n: 1, stage }, model.first) };
-      const answer = await ask(`generate?${query(asked)}`, { signal, method: "POST" });
+      const answer = await ask(`generate?${query(asked)}`, { signal });
       items.push(await this.#item(await answer.blob(), stage, model));
     }
     for (const image of this.#strip.querySelectorAll("img")) URL.revokeObjectURL(image.src);

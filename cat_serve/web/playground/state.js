@@ -42,13 +42,17 @@ export function neighbour(seed, step) {
   return moved >= 0 && moved <= MAX_SEED ? String(moved) : null;
 }
 
+/** Return [[index, share], ...] of the classes that have a share in the image. */
+export function shares({ class: first, mix, weight }) {
+  if (mix === "" || mix === first) return [[first, 1]];
+  const second = Math.round(100 * weight) / 100;
+  return [[first, Math.round(100 - 100 * second) / 100], [mix, second]].filter(([, share]) => share > 0);
+}
+
 /** Return the class parameter: an index, or two indices with their weights. */
 export function classOf(state) {
-  if (state.mix === "" || state.mix === state.class) return state.class;
-  const second = Math.round(state.weight * 100) / 100;
-  if (second === 0) return state.class;
-  if (second === 1) return state.mix;
-  return `${state.class}:${Math.round(100 - second * 100) / 100},${state.mix}:${second}`;
+  const all = shares(state);
+  return all.length === 1 ? all[0][0] : all.map((each) => each.join(":")).join(",");
 }
 
 /** Return the parameters of the request that makes what is shown, without what is the server's default. */
