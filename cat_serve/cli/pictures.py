@@ -75,9 +75,8 @@ async def _write(
                 bar.update(len(seeds))
         seconds = time.perf_counter() - began_s
         label, determinism = service.model(None).label, service.determinism(name, studio)
-    count, text = len(seeds), arguments.seeds or str(seeds[0])
-    return report(count, count, seconds, label, determinism, settings, out,
-                  **{"class": arguments.class_, "seeds": text})  # fmt: skip
+    more = {"class": arguments.class_, "seeds": arguments.seeds or str(seeds[0])}
+    return report(len(seeds), len(seeds), seconds, label, determinism, settings, out, **more)
 
 
 @asynccontextmanager
@@ -118,13 +117,10 @@ async def _one_file(
 ) -> bool:  # fmt: skip
     """Write what `POST /generate` answers to a request for all seeds; several as .npy are one array.
 
-    Returns:
-        Whether the studio graph made it.
+    Says whether the studio graph made it.
     """
-    which = _which(seeds)
-    several = len(seeds) > 1
-    form: Form | None = "image" if several and image_format == "npy" else None
-    asked = _request(arguments, service, image_format, **which, response=form)
+    form: Form | None = "image" if len(seeds) > 1 and image_format == "npy" else None
+    asked = _request(arguments, service, image_format, **_which(seeds), response=form)
     content = await answer_of(service, asked, image_format, form)
     await asyncio.to_thread(replace, out, content)
     return asked.needs_studio
@@ -135,8 +131,7 @@ async def _folder(
 ) -> bool:
     """Write what `POST /generate` answers to a request for each seed; as many at once as fill the passes.
 
-    Returns:
-        Whether the studio graph made them.
+    Says whether the studio graph made them.
     """
     from cat_serve.web.answers import file_name
 
@@ -227,6 +222,7 @@ async def answer_of(
 
 
 def replace(path: Path, content: bytes) -> None:
+    """Write a file in one step."""
     from cat_serve.files import written_whole
 
     with written_whole(path) as temporary:
@@ -237,9 +233,8 @@ def _which(seeds: Sequence[int]) -> dict[str, Any]:
     """Return the parameters that ask for these seeds."""
     from cat_serve.seeds import seeds_text
 
-    if isinstance(seeds, range):
-        return {"seed": seeds[0], "n": len(seeds)}
-    return {"seeds": seeds_text(seeds)}
+    in_a_row = isinstance(seeds, range)
+    return {"seed": seeds[0], "n": len(seeds)} if in_a_row else {"seeds": seeds_text(seeds)}
 
 
 def read_seeds(text: str | None) -> Sequence[int]:
