@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -15,12 +17,13 @@ from fastapi import APIRouter, Body, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from cat_serve.errors import InvalidInput
-from cat_serve.images import Format, encode
+from cat_serve.images import encode
 from cat_serve.latents import MAX_SEED
 from cat_serve.manifest import MANIFEST_NAME
 from cat_serve.observation import current
 from cat_serve.service import GeneratedImages, ImageRequest, ServedModel
 from cat_serve.web import schemas
+from cat_serve.web.addresses import permalink
 from cat_serve.web.answers import JSON_MEDIA_TYPE, facts
 from cat_serve.web.asking import resolve
 from cat_serve.web.dependencies import TheDeadline, TheService, only, problems
@@ -38,7 +41,7 @@ ACCEPTED = {
     "prompt": schemas.ACCEPTED["class"],
     "n": schemas.ACCEPTED["n"],
     "size": "'auto' or the model's own size, WIDTHxHEIGHT",
-    "response_format": "'b64_json'",
+    "response_format": "'b64_json', or 'url' for images of one class",
     "output_format": "'png', 'jpeg' or 'webp'",
     "model": schemas.ACCEPTED["model"],
     "seed": schemas.ACCEPTED["seed"],
@@ -76,7 +79,9 @@ class ImagesParameters(BaseModel):
     size: str | None = Field(
         None, max_length=schemas.MAX_NAME_CHARACTERS, description=ACCEPTED["size"]
     )
-    response_format: Literal["b64_json"] | None = None
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None, description="`b64_json` if absent; a `url` is the permanent address of the image here"
+    )
     output_format: Literal["png", "jpeg", "webp"] | None = Field(
         None, description="`png` if absent"
     )
@@ -112,7 +117,10 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 
 
 class OpenAIImage(BaseModel):
-    b64_json: str = Field(description="a file of `output_format`, which carries its parameters")
+    b64_json: str | None = Field(
+        default=None, description="a file of `output_format`, which carries its parameters"
+    )
+    url: str | None = Field(default=None, description="the address of the same file, instead")
     revised_prompt: str = Field(description="the name of the class")
     seed: int
 
@@ -175,12 +183,14 @@ async def generations(
     model = service.model(parameters.model)
     require_size(model, parameters.size)
     asked = resolve(service, parameters.as_generate())
+    image_format = parameters.output_format or "png"
+    urls = urls_of(request, asked, image_format) if parameters.response_format == "url" else None
     images = await unless_gone(request, service.generate(asked, deadline))
     if images is None:
         return Response(status_code=CLIENT_GONE)
     observed = current()
     with observed.encoding():
-        encoding = asyncio.to_thread(answer, asked, images, parameters.output_format or "png")
+        encoding = asyncio.to_thread(answer, asked, images, image_format, urls)
         content = await deadline.hold(encoding, lambda: "encode")
     own = headers(asked, images, observed.encode_ms or 0.0)
     return Response(content, media_type=JSON_MEDIA_TYPE, headers=own)
@@ -196,6 +206,29 @@ async def models(service: TheService) -> OpenAIModels:
 async def model(service: TheService, model: str) -> OpenAIModel:
     """Describe one model as OpenAI does."""
     return _described(service.model(model))
+
+
+def urls_of(request: Request, asked: ImageRequest, image_format: OutputFormat) -> list[str]:
+    """Return the permanent address of every image.
+
+    Raises:
+        InvalidInput: `bad_response_format`, a mixture has none.
+    """
+    paths = [
+        permalink(replace(asked, seeds=range(seed, seed + 1)), image_format) for seed in asked.seeds
+    ]
+    here = str(request.base_url).rstrip("/")
+    urls = [f"{here}{path}" for path in paths if path is not None]
+    if len(urls) < len(paths):
+        raise InvalidInput(
+            "An image of a mixture has no address.",
+            code="bad_response_format",
+            hint="response_format='b64_json'",
+            parameter="response_format",
+            got="url",
+            accepted=ACCEPTED["response_format"],
+        )
+    return urls
 
 
 def require_size(model: ServedModel, size: str | None) -> None:
@@ -221,24 +254,46 @@ def size_of(model: ServedModel) -> str:
     return f"{width}x{height}"
 
 
-def answer(asked: ImageRequest, images: GeneratedImages, image_format: OutputFormat) -> bytes:
-    """Encode the images, each with its own parameters, into OpenAI's JSON."""
+def answer(
+    asked: ImageRequest,
+    images: GeneratedImages,
+    image_format: OutputFormat,
+    urls: Sequence[str] | None,
+) -> bytes:
+    """Encode the images, each with its own parameters, into OpenAI's JSON; or name their `urls`."""
+    files = _named(asked, urls) if urls is not None else _encoded(asked, images, image_format)
     content = ImagesResponse(
         created=int(time.time()),
         output_format=image_format,
         size=size_of(asked.model),
-        data=[
-            _image(asked, seed, image, image_format)
-            for seed, image in zip(asked.seeds, images.pixels, strict=True)
-        ],
+        data=files,
         model=asked.model.label,
         truncation_psi=asked.truncation_psi,
         determinism=images.determinism,
     )
-    return content.model_dump_json().encode()
+    return content.model_dump_json(exclude_none=True).encode()
 
 
-def _image(asked: ImageRequest, seed: int, image: np.ndarray, image_format: Format) -> OpenAIImage:
+def _named(asked: ImageRequest, urls: Sequence[str]) -> list[OpenAIImage]:
+    name = facts(asked)["class_name"]
+    return [
+        OpenAIImage(url=url, revised_prompt=name, seed=seed)
+        for seed, url in zip(asked.seeds, urls, strict=True)
+    ]
+
+
+def _encoded(
+    asked: ImageRequest, images: GeneratedImages, image_format: OutputFormat
+) -> list[OpenAIImage]:
+    return [
+        _image(asked, seed, image, image_format)
+        for seed, image in zip(asked.seeds, images.pixels, strict=True)
+    ]
+
+
+def _image(
+    asked: ImageRequest, seed: int, image: np.ndarray, image_format: OutputFormat
+) -> OpenAIImage:
     parameters = facts(asked, range(seed, seed + 1))
     data = encode(image, image_format, parameters)
     return OpenAIImage(

@@ -132,6 +132,34 @@ async def test_models_are_listed(run_app: Any, add_model: Any) -> None:
         assert (caught.value.code, caught.value.param) == ("unknown_model", "model")
 
 
+async def test_url_is_the_permanent_address_of_the_same_file(running: Any, client: Any) -> None:
+    given: dict[str, Any] = {"prompt": "1", "n": 2, "output_format": "webp",
+                             "extra_body": {"seed": 3, "truncation_psi": 0.5}}  # fmt: skip
+    files = (await client.images.generate(**given)).data
+    named = (await client.images.generate(**given, response_format="url")).data
+    assert [image.b64_json for image in named] == [None, None]
+    for file, image in zip(files, named, strict=True):
+        assert image.url.startswith("http://test/images/toy@")
+        answer = await running.client.get(image.url)
+        assert answer.status_code == 200, answer.text
+        assert answer.content == decoded(file)
+
+
+async def test_prompt_may_be_a_mixture(run_app: Any, add_model: Any) -> None:
+    add_model(stages=2)
+    async with run_app() as running, client_of(running) as client:
+        answer = await client.images.generate(prompt="0:0.25,1:0.75", extra_body={"seed": 3})
+        wanted = await running.client.post("/generate?class=0:0.25,1:0.75&seed=3")
+        assert decoded(answer.data[0]) == wanted.content
+        assert answer.data[0].revised_prompt == "0.25 Cat + 0.75 Sea_lion"
+        with pytest.raises(openai.UnprocessableEntityError) as caught:
+            await client.images.generate(prompt="0:0.25,1:0.75", response_format="url")
+        assert (caught.value.code, caught.value.param) == ("bad_response_format", "response_format")
+        with pytest.raises(openai.UnprocessableEntityError) as caught:
+            await client.images.generate(prompt="0:0.25,1:0.25")
+        assert (caught.value.code, caught.value.param) == ("bad_mixture", "prompt")
+
+
 REFUSED = [
     ({"prompt": "sea loin"}, "unknown_class", "prompt", "Sea_lion"),
     ({"prompt": "a photo of a cat on the moon"}, "unknown_class", "prompt", "5 classes"),
@@ -142,6 +170,7 @@ REFUSED = [
     ({"prompt": "1", "n": 0}, "bad_n", "n", "1 to 64"),
     ({"prompt": "1", "n": 65}, "bad_n", "n", "64"),
     ({"prompt": "1", "size": "1024x1024"}, "bad_size", "size", "12x8"),
+    ({"prompt": "1", "response_format": "file"}, "bad_response_format", "response_format", "url"),
     ({"prompt": "1", "output_format": "gif"}, "bad_output_format", "output_format", "webp"),
     ({"prompt": "1", "quality": "high"}, "unsupported_value", "quality", "one quality"),
     ({"prompt": "1", "background": "transparent"}, "unsupported_value", "background", "opaque"),
