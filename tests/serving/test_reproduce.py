@@ -60,6 +60,40 @@ def test_picture_is_identical(capsys: Any, pictures: Path, name: str, tmp_path: 
     assert report["model"].startswith("fashion-32@")
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"class": "7:0.7,9:0.3", "seed": 1},
+        {"class": 7, "seed": 1, "n": 3, "stage": 2},
+        {"class": 7, "seeds": "4,1-2,9", "format": "webp"},
+        {"class": "7:0.7,9:0.3", "seeds": "5,3", "stage": 1, "format": "jpeg"},
+        {"class": 7, "z": [0.25] * 64, "truncation_psi": 0.5},
+    ],
+    ids=str,
+)
+def test_mixtures_stages_seeds_and_latents_are_made_again(
+    capsys: Any, server_url: str, tmp_path: Path, asked: dict[str, Any]
+) -> None:
+    answer = httpx.post(f"{server_url}/generate", json=asked)
+    assert answer.status_code == 200, answer.text
+    (tmp_path / "picture").write_bytes(answer.content)
+    for where in ((), ("--url", server_url)):
+        code, report, said = reproduce(capsys, tmp_path / "picture", *where)
+        assert (code, report and report["result"]) == (0, "identical"), said
+        assert report["same_file"] is True
+
+
+def test_animation_between_classes_is_identical(
+    capsys: Any, server_url: str, tmp_path: Path
+) -> None:
+    asked = {"class": ["7", "8:0.5,9:0.5"], "seed": [1, 2], "frames": 4}
+    answer = httpx.post(f"{server_url}/interpolate", json=asked)
+    assert answer.status_code == 200, answer.text
+    (tmp_path / "path.webp").write_bytes(answer.content)
+    code, report, _ = reproduce(capsys, tmp_path / "path.webp")
+    assert (code, report["result"], report["same_file"]) == (0, "identical", True)
+
+
 def with_pixels(picture: Path, pixels: np.ndarray, to: Path) -> Path:
     """Write other pixels that tell the same of themselves."""
     to.write_bytes(encode(pixels, "png", read_parameters(picture.read_bytes())))
