@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
@@ -179,8 +180,10 @@ def check_server_shows_its_pages(installed: Installation) -> None:
             with urllib.request.urlopen(address + page, timeout=HELP_S) as answer:
                 html = answer.read().decode()
             require("<html" in html.lower(), f"{page} is no page")
-            for asset in re.findall(r'(?:src|href)="(/[^"]+)"', html):
-                with urllib.request.urlopen(address + asset, timeout=HELP_S) as answer:
+            for asset in re.findall(r'(?:src|href)="([^"#]+)"', html):
+                with urllib.request.urlopen(
+                    urllib.parse.urljoin(address + page, asset), timeout=HELP_S
+                ) as answer:
                     require(bool(answer.read()), f"{asset}, named by {page}, is empty")
 
 

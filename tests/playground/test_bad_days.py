@@ -65,7 +65,7 @@ def test_key_is_asked_for_and_kept_in_memory_only(open_page: Any, guarded: str) 
     page.get_by_role("button", name="Use this key").click()
     expect(page.locator("#what")).to_have_text("sneaker seed 42")
     expect(field).to_be_hidden()
-    expect(page.locator("#curl")).to_contain_text('"Authorization: Bearer $CAT_SERVE_API_KEY"')
+    expect(page.locator("#curl")).to_contain_text('"Authorization: Bearer $API_KEY"')
     kept = page.evaluate(
         "JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])"
     )

@@ -103,7 +103,7 @@ export function timing(header) {
 export function curl(path, file, body) {
   const address = new URL(path, document.baseURI).href.replaceAll("'", "%27");
   const parts = [`curl '${address}'`];
-  if (key) parts.push('-H "Authorization: Bearer $CAT_SERVE_API_KEY"');
+  if (key) parts.push('-H "Authorization: Bearer $API_KEY"');
   if (body !== undefined) {
     parts.push("-H 'Content-Type: application/json'", `-d '${JSON.stringify(body).replaceAll("'", "\\u0027")}'`);
   }
