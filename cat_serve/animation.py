@@ -1,7 +1,7 @@
 """Frames as one file: animated WebP, GIF, or a zip of PNGs. The same frames give the same bytes.
 
 WebP and PNG are lossless. A GIF has at most 256 colours a frame: a frame with no more is exact, any other gets a palette
-of its own and dithering. All three say how they were made: WebP in EXIF, GIF as its comment, each PNG for itself.
+of its own, without dithering. All three say how they were made: WebP in EXIF, GIF as its comment, each PNG for itself.
 Both animated formats show two equal frames in a row as one that lasts longer.
 """
 
@@ -95,9 +95,13 @@ def _with_palette(frame: np.ndarray) -> Image.Image:
     height, width, _ = frame.shape
     colours = image.getcolors(GIF_COLOURS)
     if colours is None:
-        reduced = image.quantize(GIF_COLOURS)
-        return image.quantize(palette=reduced, dither=Image.Dither.FLOYDSTEINBERG)
-    palette, index = np.unique(frame.reshape(-1, 3), axis=0, return_inverse=True)
+        # Median cut is a sixth nearer and takes twenty times as long; dithering would flicker from frame to frame.
+        return image.quantize(GIF_COLOURS, method=Image.Quantize.FASTOCTREE)
+    packed = frame.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
+    numbers, index = np.unique(
+        packed, return_inverse=True
+    )  # of rows of three it takes ten times as long
+    palette = np.stack([numbers >> 16, numbers >> 8 & 255, numbers & 255], axis=-1).astype(np.uint8)
     exact = Image.fromarray(index.reshape(height, width).astype(np.uint8), mode="P")
     exact.putpalette(palette.tobytes())
     return exact
