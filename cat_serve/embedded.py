@@ -16,8 +16,8 @@ from cat_serve.errors import InvalidInput
 from cat_serve.golden import check_golden
 from cat_serve.latents import latents_from_seeds
 from cat_serve.manifest import Artefact
-from cat_serve.service import require_showable
 from cat_serve.settings import Settings
+from cat_serve.showable import require_showable
 from cat_serve.wanted import ImageRequest, ServedModel
 
 

@@ -12,28 +12,25 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 import numpy as np
 
 from cat_serve.backends.base import Engine
 from cat_serve.batching import Batcher, Limits, Made
 from cat_serve.classes import Classes
-from cat_serve.contract import Output, StudioOutput
+from cat_serve.contract import StudioOutput
 from cat_serve.deadlines import NEVER, Deadline
 from cat_serve.errors import BackendUnavailable, BadOutput, CatServeError, UnknownModel
 from cat_serve.manifest import Artefact, Determinism
 from cat_serve.metrics import Metrics
 from cat_serve.observation import current
+from cat_serve.showable import require_showable
 from cat_serve.studio import Studio
-from cat_serve.wanted import ImageRequest as ImageRequest
-from cat_serve.wanted import ServedModel as ServedModel
-from cat_serve.wanted import Wanted
+from cat_serve.wanted import ServedModel, Wanted
 
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
-MAX_SHOWN = 8
 
 EngineFactory = Callable[[Artefact], Awaitable[Engine]]
 
@@ -277,36 +274,3 @@ class Service:
                 retry_after_s=RETRY_AFTER_S,
             )
         return self._batchers[name]
-
-
-def require_showable(output: Output, request: Wanted) -> None:
-    """Refuse images that the graph flagged, or that have one colour only.
-
-    Raises:
-        BadOutput: saying which they are.
-    """
-    constant = (output.images == output.images[:, :1, :1]).all(axis=(1, 2, 3))
-    bad = np.flatnonzero(constant | ~output.ok)
-    if not len(bad):
-        return
-    facts = request.facts_of(bad.tolist())
-    what = "of a single colour" if constant[bad].all() else "marked as not ok"
-    raise BadOutput(
-        f"The model {request.model.name} made images {what}: {_listed(facts)}.",
-        hint="try other seeds; if all fail, the artefact or the device is damaged",
-        model=request.model.label,
-        images=len(bad),
-        **facts,
-    )
-
-
-def _listed(facts: Mapping[str, Any]) -> str:
-    """Write facts for people; of long lists the beginning."""
-    parts = []
-    for name, value in facts.items():
-        if isinstance(value, list):
-            name = name if len(value) > 1 else name.removesuffix("s")
-            cut = ", ..." if len(value) > MAX_SHOWN else ""
-            value = ", ".join(map(str, value[:MAX_SHOWN])) + cut
-        parts.append(f"{name} {value}")
-    return "; ".join(parts)

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from cat_serve.images import Format
     from cat_serve.manifest import Artefact
-    from cat_serve.service import ImageRequest, Service
+    from cat_serve.service import Service
     from cat_serve.settings import Settings
+    from cat_serve.wanted import ImageRequest
     from cat_serve.web.answers import Form
 
 SUFFIXES: dict[str, Format] = {

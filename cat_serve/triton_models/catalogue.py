@@ -11,8 +11,8 @@ from cat_serve.errors import ArtefactError, UnknownModel
 from cat_serve.files import sha256_of
 from cat_serve.manifest import Artefact, read_manifest
 from cat_serve.repository import choose_default
-from cat_serve.service import ServedModel
 from cat_serve.triton_models.tensors import FRIENDLY_MODEL
+from cat_serve.wanted import ServedModel
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from cat_serve.contract import CLASS_ID, IMAGES, OK, OUTPUT_NAMES, TRUNCATION_PS
 from cat_serve.errors import BackendError, BackendUnavailable, BadOutput, CatServeError
 from cat_serve.images import encode
 from cat_serve.passes import concatenated
-from cat_serve.service import require_showable
+from cat_serve.showable import require_showable
 from cat_serve.triton_models import stub
 from cat_serve.triton_models.asked import Asked, parse
 from cat_serve.triton_models.catalogue import read_catalogue

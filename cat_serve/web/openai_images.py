@@ -21,7 +21,8 @@ from cat_serve.images import encode
 from cat_serve.latents import MAX_SEED
 from cat_serve.manifest import MANIFEST_NAME
 from cat_serve.observation import current
-from cat_serve.service import GeneratedImages, ImageRequest, ServedModel
+from cat_serve.service import GeneratedImages
+from cat_serve.wanted import ImageRequest, ServedModel
 from cat_serve.web import schemas
 from cat_serve.web.addresses import permalink
 from cat_serve.web.answers import JSON_MEDIA_TYPE, facts

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from cat_serve.service import Phase, ServedModel, Service
+from cat_serve.service import Phase, Service
+from cat_serve.wanted import ServedModel
 from cat_serve.web import schemas
 from cat_serve.web.dependencies import TheService, only, problems
 from cat_serve.web.problems import problem

@@ -30,7 +30,7 @@ from cat_serve.images import read_parameters
 from cat_serve.latents import MAX_SEED
 from cat_serve.manifest import GOLDEN_NAME, Artefact
 from cat_serve.samples import INDEX_NAME
-from cat_serve.service import ServedModel
+from cat_serve.wanted import ServedModel
 from tests.serving.processes import ROOT, ended, shipped_server
 
 Generate = Callable[..., dict[str, Any]]
@@ -328,7 +328,7 @@ def test_sample_that_must_not_be_shown_is_named(add_model: Any, spoil: Any) -> N
     names = artefact.manifest.class_names
     model = ServedModel(artefact, Classes("toy", names))
     engine = Embedded(model, FakeBackend(artefact, after=spoil), batch=2)
-    with pytest.raises(BadOutput, match=r"class_id 3; .*seeds 8") as caught:
+    with pytest.raises(BadOutput, match=r"class_id 3; .*seed 8") as caught:
         engine.images([1, 3, 2], [7, 8, 9], 1.0)
     assert caught.value.details["seeds"] == [8]
 
