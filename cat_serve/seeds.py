@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from cat_serve.errors import InvalidInput
@@ -40,8 +41,8 @@ def parse_seeds(text: str, most: int) -> Sequence[int]:
         if len(seeds) + last - first >= most:
             raise _refused(text, most, f"it has more than {most} seeds")
         seeds += range(first, last + 1)
-    if len(set(seeds)) < len(seeds):
-        twice = next(seed for seed in seeds if seeds.count(seed) > 1)
+    twice = next((seed for seed, count in Counter(seeds).items() if count > 1), None)
+    if twice is not None:
         raise _refused(text, most, f"{twice} comes twice")
     return as_range(seeds)
 

@@ -23,6 +23,7 @@ from cat_serve.settings import Settings
 from cat_serve.tracing import Tracing, from_environment
 from cat_serve.web import (
     admin,
+    bodies,
     generate,
     interpolate,
     openai_images,
@@ -166,7 +167,7 @@ def _document(app: FastAPI) -> None:
     def documented() -> dict[str, Any]:
         document = make()
         parts = document["components"]["schemas"]
-        for model in (schemas.Problem, schemas.ImagesAnswer):
+        for model in (bodies.Problem, bodies.ImagesAnswer):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             parts |= schema.pop("$defs", {})
             parts[model.__name__] = schema

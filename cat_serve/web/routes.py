@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 
 from cat_serve.service import Phase, Service
 from cat_serve.wanted import ServedModel
-from cat_serve.web import schemas
+from cat_serve.web import bodies, schemas
 from cat_serve.web.dependencies import TheService, only, problems
 from cat_serve.web.problems import problem
 
@@ -22,34 +22,34 @@ async def classes(
     model: Annotated[
         str | None, Query(max_length=schemas.MAX_NAME_CHARACTERS, description="only this model")
     ] = None,
-) -> schemas.ClassesAnswer:
+) -> bodies.ClassesAnswer:
     """List the classes of every model by index and name."""
     models = [service.model(model)] if model is not None else list(service.models.values())
-    return schemas.ClassesAnswer(models=[_classes_of(service, served) for served in models])
+    return bodies.ClassesAnswer(models=[_classes_of(service, served) for served in models])
 
 
-def _classes_of(service: Service, served: ServedModel) -> schemas.ModelClasses:
-    return schemas.ModelClasses(
+def _classes_of(service: Service, served: ServedModel) -> bodies.ModelClasses:
+    return bodies.ModelClasses(
         model=served.name,
         version=served.artefact.version,
         default=served.name == service.default,
         classes=[
-            schemas.ClassEntry(index=index, name=name)
+            bodies.ClassEntry(index=index, name=name)
             for index, name in enumerate(served.classes.names)
         ],
     )
 
 
 @router.get("/models", responses=problems(422), dependencies=[only()])
-async def models(service: TheService) -> schemas.ModelsAnswer:
+async def models(service: TheService) -> bodies.ModelsAnswer:
     """Show the card of every model: its files, how it was compared, what it takes, and the limits here."""
-    return schemas.ModelsAnswer(models=[_card(service, m) for m in service.models.values()])
+    return bodies.ModelsAnswer(models=[_card(service, m) for m in service.models.values()])
 
 
-def _card(service: Service, served: ServedModel) -> schemas.ModelCard:
+def _card(service: Service, served: ServedModel) -> bodies.ModelCard:
     manifest = served.artefact.manifest
     engine = service.engine(served.name)
-    return schemas.ModelCard(
+    return bodies.ModelCard(
         name=served.name,
         version=served.artefact.version,
         default=served.name == service.default,
@@ -63,11 +63,9 @@ def _card(service: Service, served: ServedModel) -> schemas.ModelCard:
         stages=service.stages(served.name),
         parity=manifest.parity,
         source=manifest.source,
-        files={
-            file: schemas.ModelFile(**asdict(record)) for file, record in manifest.files.items()
-        },
+        files={file: bodies.ModelFile(**asdict(record)) for file, record in manifest.files.items()},
         parameters=schemas.accepted(service.limits.max_images_per_request),
-        limits=schemas.ModelLimits(
+        limits=bodies.ModelLimits(
             max_images_per_request=service.limits.max_images_per_request,
             max_frames_per_request=service.limits.most_frames,
             max_batch=min(service.limits.max_batch, manifest.max_batch),
@@ -78,17 +76,17 @@ def _card(service: Service, served: ServedModel) -> schemas.ModelCard:
 
 
 @router.get("/healthz", responses=problems(422), dependencies=[only()])
-async def healthz() -> schemas.Health:
+async def healthz() -> bodies.Health:
     """Say that the process is alive."""
-    return schemas.Health(status="ok")
+    return bodies.Health(status="ok")
 
 
 @router.get(
-    "/readyz", response_model=schemas.Health, responses=problems(422, 503), dependencies=[only()]
+    "/readyz", response_model=bodies.Health, responses=problems(422, 503), dependencies=[only()]
 )
 async def readyz(request: Request, service: TheService) -> Any:
     """Say whether images can be had: every model is warm and made its golden images."""
     if service.phase is Phase.READY:
-        return schemas.Health(status="ready")
+        return bodies.Health(status="ready")
     detail = f"The service is {service.phase}: {service.reason}"
     return problem(request, "not_ready", detail, phase=service.phase, retry_after_s=1)

@@ -16,7 +16,7 @@ from PIL import Image
 from cat_serve.backends.fake import FakeBackend
 from cat_serve.contract import Batch
 from cat_serve.images import grid, read_parameters
-from cat_serve.web import generate, schemas
+from cat_serve.web import bodies, generate
 
 pytestmark = pytest.mark.anyio
 
@@ -267,4 +267,4 @@ async def test_json_answer_is_what_the_documentation_describes(running: Any) -> 
     (example,) = document["components"]["schemas"]["ImagesAnswer"]["examples"]
     content = (await post(running, "class=1&n=2&response=json")).json()
     for described in (example, content):
-        schemas.ImagesAnswer.model_validate(described, strict=True)
+        bodies.ImagesAnswer.model_validate(described, strict=True)
