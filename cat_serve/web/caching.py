@@ -48,7 +48,6 @@ def entity_tag(
         return None
     what = {
         **facts(asked),
-        "studio": asked.needs_studio,
         "format": image_format,
         "response": form,
         "engine": [engine.name, engine.precision, __version__],

@@ -157,7 +157,7 @@ async def kept(
     if (unchanged := caching.not_modified(request, tag, keep)) is not None:
         return unchanged
     response = await made(request, service, deadline, asked, image_format, form)
-    if tag is not None and response.status_code == 200:
+    if tag is not None:
         response.headers.update({"ETag": tag, "Cache-Control": keep})
     return response
 

@@ -39,7 +39,7 @@ REFUSED = [
     ("7:0x1,9:0", "bad_mixture", "is no weight"),
     ("7:1_0,9:0", "bad_mixture", "is no weight"),
     ("7:,9:1", "bad_mixture", "'' is no weight"),
-    ("7:٠", "bad_mixture", "is no weight"),
+    ("7:\u0660", "bad_mixture", "is no weight"),
     ("thing 7:0.5,9:0.5", "bad_mixture", "takes no names"),
     ("-7:0.5,9:0.5", "bad_mixture", "no class index"),
     ("7:0.5,9", "bad_mixture", "is no weight"),

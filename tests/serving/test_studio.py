@@ -234,8 +234,8 @@ async def test_deadline_ends_while_the_studio_is_opened_for_others(
     async with run_app() as running:
         patient = asyncio.create_task(running.client.post(MIXTURE))
         started_s = time.perf_counter()
+        request = StudioRequest(running.service.model(None), rows([3]))
         with pytest.raises(DeadlineExceeded):
-            request = StudioRequest(running.service.model(None), rows([3]))
             await running.service.generate(request, Deadline.after(100))
         assert time.perf_counter() - started_s < 5
         release.set()
@@ -290,3 +290,14 @@ async def test_damaged_studio_graph_is_no_harm_to_plain_images(
         await service.generate(ImageRequest.of(model, 7, 1, 1.0))
     finally:
         await service.close()
+
+
+async def test_studio_promises_what_was_measured_of_its_own_graph(
+    run_app: Any, staged: Artefact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeBackend, "studio_determinism", "latent")
+    async with run_app() as running:
+        for query, level in (("class=1&seed=1", "bytes"), ("class=1&seed=1&stage=1", "latent")):
+            answer = await running.client.get(f"/generate?{query}")
+            assert answer.headers["x-determinism"] == level
+            assert answer.headers["etag"].startswith("W/") is (level == "latent")
