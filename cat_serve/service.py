@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -160,10 +160,13 @@ class Service:
         """
         name, studio = request.model.name, request.needs_studio
         with self._observed(request) as batcher:
+            asked_s = time.perf_counter()
             if studio:
                 opening = self._studios[name].batcher()
                 batcher = await deadline.hold(opening, lambda: "queue")
+            opening_ms = 1e3 * (time.perf_counter() - asked_s)
             made = await batcher.submit(request, deadline, request.kept)
+            made = replace(made, queue_ms=made.queue_ms + opening_ms)
             require_showable(made.output, request)
         self._count(request, made)
         output = made.output

@@ -239,7 +239,10 @@ async def test_deadline_ends_while_the_studio_is_opened_for_others(
             await running.service.generate(request, Deadline.after(100))
         assert time.perf_counter() - started_s < 5
         release.set()
-        assert (await patient).status_code == 200
+        answer = await patient
+        assert answer.status_code == 200
+        queue_ms = float(answer.headers["server-timing"].split(",")[0].removeprefix("queue;dur="))
+        assert queue_ms >= 50  # the opening is a time of waiting, too
         assert len(running.engine.studios) == 1
 
 
