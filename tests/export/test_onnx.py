@@ -183,8 +183,8 @@ def test_a_corrupted_weight_fails_parity_and_leaves_no_artefact(
 ) -> None:
     write_graph = graphs.write_graph
 
-    def corrupting(model: FusedModel, example: Batch, path: Path) -> None:
-        write_graph(model, example, path)
+    def corrupting(model: FusedModel, example: Batch, path: Path, external_data: bool) -> None:
+        write_graph(model, example, path, external_data)
         graph = onnx.load(path)
         weight = max(graph.graph.initializer, key=lambda t: np.prod(t.dims))
         values = numpy_helper.to_array(weight).copy()
