@@ -80,9 +80,9 @@ class Installation:
         """Return every module of the wheel that is a `python -m` command of training or export."""
         with zipfile.ZipFile(self.wheel) as archive:
             modules = [
-                name.removesuffix(".py").replace("/", ".")
+                name.removesuffix(".py").removesuffix("/__main__").replace("/", ".")
                 for name in archive.namelist()
-                if re.fullmatch(r"(training|export)/[a-z_]+\.py", name)
+                if re.fullmatch(r"(training|export)/([a-z_]+/)?[a-z_]+\.py", name)
                 and b"def build_parser(" in archive.read(name)
             ]
         return sorted(modules)
