@@ -30,6 +30,8 @@ class TrainConfig:
             addition to the method: small latents need a strong penalty at first and a weak one later).
         lr_decay_nimg: the images at the end of the run over which the learning rates fall linearly to a
             tenth (an addition; the method keeps them constant, which is 0 here).
+        label_weight: of the cross-entropy of the label among D's logits of real images (an addition; 0, the
+            method's, leaves open how D judges a wrong label).
         augmentations: which parts of DiffAugment are on, beside the flip.
         penalty_sigma: of the noise of the penalties; penalty_every: they look at every n-th sample.
     """
@@ -53,6 +55,7 @@ class TrainConfig:
     augmentations: tuple[Part, ...] = PARTS
     penalty_sigma: float = PENALTY_SIGMA
     penalty_every: int = PENALTY_EVERY
+    label_weight: float = 0.0
 
     def __post_init__(self) -> None:
         require_model_name(self.name)
@@ -91,6 +94,7 @@ class TrainConfig:
             "flip_probability": 0 <= self.flip_probability <= 1,
             "penalty_sigma": self.penalty_sigma > 0,
             "penalty_every": self.penalty_every >= 1,
+            "label_weight": self.label_weight >= 0,
         }
         if wrong := [key for key, fits in ranges.items() if not fits]:
             raise InvalidInput(f"{wrong[0]} {getattr(self, wrong[0])} is out of range.")

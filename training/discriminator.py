@@ -166,5 +166,15 @@ class Discriminator(nn.Module):
 
     def logits(self, tokens: Tensor, class_id: Tensor) -> Tensor:
         """Logit_k = <Linear(RMSNorm(CLS_k)), label embedding of y>, float32 [B, K]."""
-        features = self.head(self.head_norm(tokens[:, self.cls_index])).float()
+        features = self._features(tokens)
         return torch.einsum("bkd,bd->bk", features, self.label_embedding(class_id).float())
+
+    def class_logits(self, tokens: Tensor) -> Tensor:
+        """Return the logits under every label, float32 [B, K, num_classes]; the one of y is `logits`'."""
+        every = torch.arange(self.config.num_classes, device=tokens.device)
+        return torch.einsum(
+            "bkd,nd->bkn", self._features(tokens), self.label_embedding(every).float()
+        )
+
+    def _features(self, tokens: Tensor) -> Tensor:
+        return self.head(self.head_norm(tokens[:, self.cls_index])).float()

@@ -41,6 +41,20 @@ def approximate_penalty(
     return (difference / sigma).square().mean()
 
 
+def label_loss(class_logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of the label among all classes' logits, a mean over the K scales (an addition to the method).
+
+    Pairs share their label, so that nothing else asks how D judges a real image under a wrong label. This
+    does: -log softmax_c(D_k(x, c)) at c = y.
+
+    Args:
+        class_logits: float32 [B, K, num_classes]; y: int64 [B].
+    """
+    return functional.cross_entropy(
+        class_logits.flatten(0, 1), y.repeat_interleave(class_logits.shape[1])
+    )
+
+
 def add_penalty_noise(
     images: list[Tensor], generator: torch.Generator, sigma: float = PENALTY_SIGMA
 ) -> list[Tensor]:

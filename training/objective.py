@@ -20,6 +20,7 @@ from training.losses import (
     consistency_loss,
     discriminator_loss,
     generator_loss,
+    label_loss,
 )
 from training.representation import Alignment
 
@@ -43,7 +44,7 @@ class Objective:
         nimg: int = 0,
         photographs: Tensor | None = None,
     ) -> Losses:
-        """Return D's losses: adversarial + gamma/2 (R1 + R2) + REPA. The generator gets no gradient.
+        """Return D's losses: adversarial + gamma/2 (R1 + R2) + label + REPA. The generator gets no gradient.
 
         Args:
             x_real: latents [B, C, H, W]; y: int64 [B]; B a multiple of `penalty_every`.
@@ -72,6 +73,9 @@ class Objective:
         r2 = approximate_penalty(fake[quarter], fake_noised, sigma)
         total = adversarial + self.config.gamma_at(nimg) / 2 * (r1 + r2)
         losses = {"d_adv": adversarial, "r1": r1, "r2": r2, "margin": (real - fake).mean()}
+        if self.config.label_weight:
+            losses["label"] = label_loss(self.discriminator.class_logits(tokens[: len(y)]), y)
+            total = total + self.config.label_weight * losses["label"]
         if self.alignment is not None:
             if photographs is None:
                 raise InvalidInput("A teacher needs the photographs of the latents.")

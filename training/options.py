@@ -41,6 +41,7 @@ def _table() -> tuple[Option, ...]:
         Option("--gamma-anneal-nimg", "gamma_anneal_nimg", count, "images over which it falls"),
         Option("--penalty-sigma", "penalty_sigma", number, "of the noise of the penalties"),
         Option("--penalty-every", "penalty_every", count, "the penalties look at every n-th sample"),
+        Option("--label-weight", "label_weight", number, "weight of D's cross-entropy of the label"),
         Option("--lambda", "consistency.weight", number, "weight of the consistency loss (0: the paper's control)"),
         Option("--detach-anchor", "consistency.detach_anchor", bool, "the final stage gets no gradient from it"),
         Option("--at-scale", "consistency.at_scale", bool, "compare after resizing both to the stage's scale"),

@@ -67,7 +67,15 @@ def stored(name: str = "fashion-32") -> dict[str, Any]:
     return json.loads(json.dumps(train_preset(name).to_dict()))
 
 
-NEWER = ("augmentations", "penalty_sigma", "penalty_every", "seed", "consistency", "lr_decay_nimg")
+NEWER = (
+    "augmentations",
+    "penalty_sigma",
+    "penalty_every",
+    "label_weight",
+    "seed",
+    "consistency",
+    "lr_decay_nimg",
+)
 
 
 def test_configuration_of_an_older_checkpoint_has_the_defaults() -> None:
@@ -101,6 +109,7 @@ def test_missing_keys_without_a_default_are_errors() -> None:
         {"name": "cat/m2"}, {"name": "Cat"}, {"resize": "nearest"}, {"translation_fill": "white"},
         {"augmentations": ("color",)}, {"gamma": -1.0}, {"gamma_final": 0.0}, {"base_lr": 0.0},
         {"flip_probability": 1.5}, {"penalty_sigma": 0.0}, {"penalty_every": 0},
+        {"label_weight": -0.5},
     ],
 )  # fmt: skip
 def test_settings_no_run_can_use_are_refused(changes: dict[str, Any]) -> None:

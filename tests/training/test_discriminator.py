@@ -77,6 +77,15 @@ def test_logits_equal_those_of_each_scale_judged_alone() -> None:
             torch.testing.assert_close(logits[b, k], slow, rtol=1e-4, atol=1e-5)
 
 
+def test_class_logits_hold_those_of_every_label() -> None:
+    discriminator, images = make_discriminator(), draw_images()
+    tokens = discriminator.tokens(images)
+    every = discriminator.class_logits(tokens)
+    for class_id in range(discriminator.config.num_classes):
+        labels = torch.full((len(images[0]),), class_id)
+        torch.testing.assert_close(every[..., class_id], discriminator.logits(tokens, labels))
+
+
 def test_groups_equal_the_masked_attention() -> None:
     images, y = draw_images(), torch.tensor([1, 3, 3])
     grouped, masked, aggregated = (

@@ -15,6 +15,7 @@ from training.losses import (
     consistency_loss,
     discriminator_loss,
     generator_loss,
+    label_loss,
 )
 
 SCALES = (1, 2, 4, 8)
@@ -126,6 +127,20 @@ def test_penalty_gradient_flows_through_both_terms() -> None:
     expected = 2 * (logits - noised).detach().sum(dim=1, keepdim=True) / 0.01**2 / 3
     torch.testing.assert_close(logits.grad, expected.expand(3, 4))
     torch.testing.assert_close(noised.grad, -expected.expand(3, 4))
+
+
+def test_label_loss_of_equal_logits_is_the_log_of_the_number_of_classes() -> None:
+    loss = label_loss(torch.full((5, 3, 10), 2.5), torch.arange(5))
+    assert loss.item() == pytest.approx(math.log(10))
+
+
+def test_label_loss_is_the_mean_surprise_of_every_scale() -> None:
+    logits = torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(0)).double()
+    y = torch.tensor([5, 0, 2, 2])
+    surprises = [
+        logits[i, k].exp().sum().log() - logits[i, k, y[i]] for i in range(4) for k in range(3)
+    ]
+    torch.testing.assert_close(label_loss(logits, y), torch.stack(surprises).mean())
 
 
 def test_penalty_noise_is_normal_with_sigma_a_hundredth() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cat_serve.model.generator import Generator
 from training.config import TrainConfig
 from training.discriminator import Discriminator
-from training.losses import Consistency, add_penalty_noise
+from training.losses import Consistency, add_penalty_noise, label_loss
 from training.objective import Objective
 from training.presets import train_preset
 from training.streams import stream_at
@@ -159,6 +159,24 @@ def test_initial_losses_are_near_ln_2(batch: tuple[Tensor, Tensor]) -> None:
     g_losses = objective.generator_step(*batch, stream_at(0, "g", 0))
     assert d_losses["d_adv"].item() == pytest.approx(math.log(2), abs=0.05)
     assert g_losses["g_adv"].item() == pytest.approx(math.log(2), abs=0.05)
+
+
+def test_label_weight_adds_the_cross_entropy_of_the_real_images(
+    make_config: ConfigFactory, batch: tuple[Tensor, Tensor]
+) -> None:
+    rng = (0, "d", 0)
+    without = build(make_config()).discriminator_step(*batch, stream_at(*rng))
+    objective = build(make_config(label_weight=0.5))
+    losses = objective.discriminator_step(*batch, stream_at(*rng))
+    assert "label" not in without
+    torch.testing.assert_close(losses["d_total"], without["d_total"] + 0.5 * losses["label"])
+
+    x_real, y = batch  # the same draws again: z, then the augmentation of the real images
+    again = stream_at(*rng)
+    objective.draw_z(len(y), again)
+    images = objective.judged(x_real.unsqueeze(1), objective.draw(len(y), again))
+    every = objective.discriminator.class_logits(objective.discriminator.tokens(images))
+    torch.testing.assert_close(losses["label"], label_loss(every, y))
 
 
 def test_penalty_settings_reach_the_penalty(

@@ -103,6 +103,7 @@ GIVEN = {  # every flag, with a value that no preset has
     "--base-lr": ("0.5", 0.5), "--lr-decay-nimg": ("8", 8), "--gamma": ("0.7", 0.7),
     "--gamma-final": ("0.2", 0.2), "--gamma-anneal-nimg": ("9", 9),
     "--penalty-sigma": ("0.1", 0.1), "--penalty-every": ("2", 2), "--lambda": ("0.3", 0.3),
+    "--label-weight": ("0.6", 0.6),
     "--detach-anchor": (None, True), "--at-scale": (None, True), "--omegas": ("uniform", "uniform"),
     "--resize": ("bilinear", "bilinear"), "--attention": ("aggregated", "aggregated"),
     "--augment": ("cutout", ("cutout",)), "--flip-probability": ("0.1", 0.1),
