@@ -19,9 +19,9 @@ except ImportError as error:
 
 from cat_serve.client.asynchronous import AsyncClient
 from cat_serve.client.attempts import Retries
-from cat_serve.client.results import Image, Images, ModelCard, ModelClasses, Timings
+from cat_serve.client.results import Animation, Image, Images, ModelCard, ModelClasses, Timings
 from cat_serve.client.synchronous import Client
 
 __all__ = [
-    "AsyncClient", "Client", "Image", "Images", "ModelCard", "ModelClasses", "Retries", "Timings",
+    "Animation", "AsyncClient", "Client", "Image", "Images", "ModelCard", "ModelClasses", "Retries", "Timings",
 ]  # fmt: skip

@@ -8,14 +8,18 @@ from typing import Self, TypeVar
 import anyio
 import httpx
 
+from cat_serve.animation import AnimationFormat
 from cat_serve.client.attempts import Attempts, Retries
 from cat_serve.client.calls import (
     Call,
+    ClassesOfKeys,
     ClassLike,
     Latent,
     Seeds,
+    SeedsOfKeys,
     classes_call,
     generate_call,
+    interpolate_call,
     models_call,
     ready_call,
     understood,
@@ -28,9 +32,10 @@ from cat_serve.client.connection import (
     options,
     whole,
 )
-from cat_serve.client.results import Images, ModelCard, ModelClasses
+from cat_serve.client.results import Animation, Images, ModelCard, ModelClasses
 from cat_serve.errors import BackendUnavailable
 from cat_serve.images import Format
+from cat_serve.interpolation import Curve
 
 T = TypeVar("T")
 
@@ -75,6 +80,27 @@ class AsyncClient:
         call = generate_call(
             class_, seed=seed, n=n, seeds=seeds, z=z, truncation_psi=truncation_psi,
             stage=stage, format=format, model=model,
+        )  # fmt: skip
+        return await self._make(call, deadline_s)
+
+    async def interpolate(
+        self,
+        class_: ClassesOfKeys,
+        *,
+        seed: SeedsOfKeys | None = None,
+        frames: int | None = None,
+        fps: int | None = None,
+        interpolation: Curve = "slerp",
+        loop: bool = False,
+        truncation_psi: float = 1.0,
+        format: AnimationFormat = "webp",
+        model: str | None = None,
+        deadline_s: float | ClientsOwn | None = CLIENTS_OWN,
+    ) -> Animation:
+        """See `Client.interpolate`."""
+        call = interpolate_call(
+            class_, seed=seed, frames=frames, fps=fps, interpolation=interpolation, loop=loop,
+            truncation_psi=truncation_psi, format=format, model=model,
         )  # fmt: skip
         return await self._make(call, deadline_s)
 

@@ -13,9 +13,19 @@ from typing import Any, Generic, TypeVar
 import httpx
 import numpy as np
 
-from cat_serve.client.results import Determinism, Image, Images, ModelCard, ModelClasses, Timings
+from cat_serve.animation import AnimationFormat
+from cat_serve.client.results import (
+    Animation,
+    Determinism,
+    Image,
+    Images,
+    ModelCard,
+    ModelClasses,
+    Timings,
+)
 from cat_serve.errors import BackendError, InvalidInput
 from cat_serve.images import Format
+from cat_serve.interpolation import Curve
 from cat_serve.latents import MAX_SEED
 
 T = TypeVar("T")
@@ -23,6 +33,8 @@ T = TypeVar("T")
 ClassLike = int | str | Mapping[int, float]
 Seeds = str | Iterable[int]
 Latent = np.ndarray | Sequence[Any]
+ClassesOfKeys = ClassLike | Sequence[ClassLike]
+SeedsOfKeys = int | Sequence[int]
 
 Z_HEADER = "X-Z-Sha256"
 
@@ -49,9 +61,7 @@ def generate_call(
     Raises:
         InvalidInput: more than one of `seed` with `n`, `seeds` and `z` is given, or a number is none.
     """
-    if not math.isfinite(truncation_psi):  # JSON has no word for it
-        raise InvalidInput(f"truncation_psi is {truncation_psi}.", code="bad_truncation_psi",
-                           hint="a number from 0 to 1", got=str(truncation_psi))  # fmt: skip
+    _require_number(truncation_psi)
     body: dict[str, Any] = {
         "class": class_text(class_), "truncation_psi": truncation_psi, "stage": stage,
         "format": format, "model": model,
@@ -68,8 +78,38 @@ def generate_call(
         body |= {"seed": draw_seed(n) if seed is None else seed, "n": n}
     several = seeds is not None or n != 1
     body["response"] = "json" if several else "image"
-    sent = {name: value for name, value in body.items() if value is not None}
-    return Call("POST", "generate", _read_several if several else _read_one, json=sent)
+    return Call("POST", "generate", _read_several if several else _read_one, json=_given(body))
+
+
+def interpolate_call(
+    class_: ClassesOfKeys, *, seed: SeedsOfKeys | None, frames: int | None, fps: int | None,
+    interpolation: Curve, loop: bool, truncation_psi: float, format: AnimationFormat, model: str | None,
+) -> Call[Animation]:  # fmt: skip
+    """Ask for an animation; a seed that is not given is drawn now, so that every attempt asks for the same.
+
+    Raises:
+        InvalidInput: `truncation_psi` is no number.
+    """
+    _require_number(truncation_psi)
+    one = isinstance(class_, int | str | Mapping)
+    seeds = draw_seed(1) if seed is None else seed
+    body: dict[str, Any] = {
+        "class": [class_text(each) for each in ([class_] if one else class_)],
+        "seed": seeds if isinstance(seeds, int) else list(seeds), "frames": frames, "fps": fps,
+        "interpolation": interpolation, "loop": loop, "truncation_psi": truncation_psi,
+        "format": format, "model": model,
+    }  # fmt: skip
+    return Call("POST", "interpolate", _read_animation, json=_given(body))
+
+
+def _require_number(truncation_psi: float) -> None:
+    if not math.isfinite(truncation_psi):  # JSON has no word for it
+        raise InvalidInput(f"truncation_psi is {truncation_psi}.", code="bad_truncation_psi",
+                           hint="a number from 0 to 1", got=str(truncation_psi))  # fmt: skip
+
+
+def _given(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if value is not None}
 
 
 def class_text(class_: ClassLike) -> str:
@@ -134,16 +174,36 @@ def _read_several(answer: httpx.Response, attempts: int) -> Images:
     return _images(answer, attempts, tuple(images))
 
 
+def _read_animation(answer: httpx.Response, attempts: int) -> Animation:
+    headers = answer.headers
+    return Animation(
+        data=answer.content,
+        media_type=headers["Content-Type"],
+        frames=int(headers["X-Frames"]),
+        class_texts=tuple(headers["X-Class"].split(";")),
+        seeds=tuple(map(int, headers["X-Seed"].split(";"))),
+        **_made(answer, attempts),
+    )
+
+
 def _images(answer: httpx.Response, attempts: int, images: tuple[Image, ...]) -> Images:
+    return Images(images, class_text=answer.headers["X-Class"], **_made(answer, attempts))
+
+
+def _made(answer: httpx.Response, attempts: int) -> dict[str, Any]:
+    """Return what every answer with images says in its headers."""
     headers = answer.headers
     model, _, version = headers["X-Model"].rpartition("@")
     spent_ms = {name: float(ms) for name, ms in _TIMING.findall(headers["Server-Timing"])}
-    timings = Timings(spent_ms["queue"], spent_ms["generate"], spent_ms["encode"])
     determinism: Determinism = "bytes" if headers["X-Determinism"] == "bytes" else "latent"
-    return Images(
-        images, model, version, headers["X-Class"], determinism, timings, headers["X-Request-Id"],
-        attempts,
-    )  # fmt: skip
+    return {
+        "model": model,
+        "version": version,
+        "determinism": determinism,
+        "timings": Timings(spent_ms["queue"], spent_ms["generate"], spent_ms["encode"]),
+        "request_id": headers["X-Request-Id"],
+        "attempts": attempts,
+    }
 
 
 def _listed(answer: httpx.Response, read: Callable[[Mapping[str, Any]], T]) -> tuple[T, ...]:

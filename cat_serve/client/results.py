@@ -61,8 +61,12 @@ class Image:
 
     def save(self, path: str | Path) -> None:
         """Write the file as it came, in one step."""
-        with written_whole(Path(path)) as temporary:
-            temporary.write_bytes(self.data)
+        _save(self.data, path)
+
+
+def _save(data: bytes, path: str | Path) -> None:
+    with written_whole(Path(path)) as temporary:
+        temporary.write_bytes(data)
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,34 @@ class Images(Sequence[Image]):
 
     def __len__(self) -> int:
         return len(self.images)
+
+
+@dataclass(frozen=True)
+class Animation:
+    """The frames of a path as one file.
+
+    Attributes:
+        data: the file's bytes, of `media_type`: an animated WebP or GIF, or a zip of PNGs.
+        frames: how many there are.
+        class_texts, seeds: of every key frame.
+        model, version, determinism, timings, request_id, attempts: see `Images`.
+    """
+
+    data: bytes = field(repr=False)
+    media_type: str
+    frames: int
+    class_texts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    model: str
+    version: str
+    determinism: Determinism
+    timings: Timings
+    request_id: str
+    attempts: int
+
+    def save(self, path: str | Path) -> None:
+        """Write the file as it came, in one step."""
+        _save(self.data, path)
 
 
 @dataclass(frozen=True)

@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 import httpx
 
-from cat_serve.client.attempts import Attempts, Retries
-from cat_serve.client.calls import (
-    Call,
-    ClassLike,
-    Latent,
-    Seeds,
-    classes_call,
-    generate_call,
-    models_call,
-    ready_call,
-    understood,
-)
-from cat_serve.client.connection import (
-    CLIENTS_OWN,
-    DEADLINE_S,
-    DEFAULT_URL,
-    ClientsOwn,
-    options,
-    whole,
-)
-from cat_serve.client.results import Images, ModelCard, ModelClasses
-from cat_serve.errors import BackendUnavailable
+from cat_serve.animation import AnimationFormat
+from cat_serve.client.asynchronous import AsyncClient
+from cat_serve.client.attempts import Retries
+from cat_serve.client.calls import ClassesOfKeys, ClassLike, Latent, Seeds, SeedsOfKeys
+from cat_serve.client.connection import CLIENTS_OWN, DEADLINE_S, DEFAULT_URL, ClientsOwn
+from cat_serve.client.results import Animation, Images, ModelCard, ModelClasses
+from cat_serve.client.waiting import wait_for
 from cat_serve.images import Format
-
-T = TypeVar("T")
-
-ONCE = Retries(attempts=1)
+from cat_serve.interpolation import Curve
 
 
 class Client:
     """Asks one server; keeps connections open, and may be used by several threads.
+
+    It waits for an `AsyncClient`, on an event loop in a thread that all clients share.
 
     Args:
         base_url: the server's address; a path in it is kept.
@@ -46,7 +29,7 @@ class Client:
         deadline_s: seconds that a call has in all, its retries included; the server is told, and drops what is late.
             None: as long as it takes.
         retries: see `Retries`.
-        transport: an httpx transport to use instead of the network.
+        transport: an httpx transport to use instead of the network, such as `httpx.ASGITransport(app)`.
 
     Raises:
         InvalidInput: `base_url` is no address.
@@ -59,11 +42,11 @@ class Client:
         api_key: str | None = None,
         deadline_s: float | None = DEADLINE_S,
         retries: Retries | None = None,
-        transport: httpx.BaseTransport | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._http = httpx.Client(transport=transport, **options(base_url, api_key))
-        self._deadline_s = deadline_s
-        self._retries = retries or Retries()
+        self._client = AsyncClient(
+            base_url, api_key=api_key, deadline_s=deadline_s, retries=retries, transport=transport
+        )
 
     def generate(
         self,
@@ -98,11 +81,44 @@ class Client:
             BackendUnavailable: no server, or none that can compute, also after the last attempt.
             BackendError: the server failed.
         """
-        call = generate_call(
-            class_, seed=seed, n=n, seeds=seeds, z=z, truncation_psi=truncation_psi,
-            stage=stage, format=format, model=model,
+        return wait_for(
+            self._client.generate(
+                class_, seed=seed, n=n, seeds=seeds, z=z, truncation_psi=truncation_psi,
+                stage=stage, format=format, model=model, deadline_s=deadline_s,
+            )
         )  # fmt: skip
-        return self._make(call, deadline_s)
+
+    def interpolate(
+        self,
+        class_: ClassesOfKeys,
+        *,
+        seed: SeedsOfKeys | None = None,
+        frames: int | None = None,
+        fps: int | None = None,
+        interpolation: Curve = "slerp",
+        loop: bool = False,
+        truncation_psi: float = 1.0,
+        format: AnimationFormat = "webp",
+        model: str | None = None,
+        deadline_s: float | ClientsOwn | None = CLIENTS_OWN,
+    ) -> Animation:
+        """Animate the way between key frames: seeds, classes, or both.
+
+        Args:
+            class_: of all key frames, or a list with one for each.
+            seed: of all key frames, or a list with one for each; one is drawn here if it is None.
+            frames, fps: of the animation; the server's usual ones if None.
+            interpolation: of the latents, `slerp` or `lerp`.
+            loop: go back to the first key frame, and play for ever.
+
+        Raises: see `generate`.
+        """
+        return wait_for(
+            self._client.interpolate(
+                class_, seed=seed, frames=frames, fps=fps, interpolation=interpolation, loop=loop,
+                truncation_psi=truncation_psi, format=format, model=model, deadline_s=deadline_s,
+            )
+        )  # fmt: skip
 
     def classes(self, model: str | None = None) -> tuple[ModelClasses, ...]:
         """List the classes of every model, or of one.
@@ -110,18 +126,15 @@ class Client:
         Raises:
             UnknownModel: there is no such model.
         """
-        return self._make(classes_call(model))
+        return wait_for(self._client.classes(model))
 
     def models(self) -> tuple[ModelCard, ...]:
         """Return the card of every model."""
-        return self._make(models_call())
+        return wait_for(self._client.models())
 
     def ready(self) -> bool:
         """Say whether images can be had now; a server that cannot be reached is not ready."""
-        try:
-            return self._make(ready_call(), retries=ONCE)
-        except BackendUnavailable:
-            return False
+        return wait_for(self._client.ready())
 
     def wait_until_ready(self, deadline_s: float = DEADLINE_S) -> None:
         """Wait until images can be had.
@@ -129,12 +142,11 @@ class Client:
         Raises:
             BackendUnavailable, DeadlineExceeded: they could not in that time.
         """
-        patient = Retries(attempts=int(1e9), first_s=0.1, longest_s=0.5)
-        self._make(ready_call(), deadline_s, retries=patient)
+        wait_for(self._client.wait_until_ready(deadline_s))
 
     def close(self) -> None:
         """Close the connections; calls after that fail."""
-        self._http.close()
+        wait_for(self._client.close())
 
     def __enter__(self) -> Self:
         return self
@@ -146,38 +158,3 @@ class Client:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _make(
-        self,
-        call: Call[T],
-        deadline_s: float | ClientsOwn | None = CLIENTS_OWN,
-        retries: Retries | None = None,
-    ) -> T:
-        given_s = self._deadline_s if isinstance(deadline_s, ClientsOwn) else deadline_s
-        attempts = Attempts(retries or self._retries, given_s)
-        while True:
-            try:
-                answer = self._attempt(call, attempts)
-                pause_s = attempts.after(answer)
-            except httpx.RequestError as failure:
-                pause_s = attempts.after_failure(failure)
-            if pause_s is None:
-                return understood(call, answer, attempts.made)
-            time.sleep(pause_s)
-
-    def _attempt(self, call: Call[T], attempts: Attempts) -> httpx.Response:
-        """Ask once; the time is looked at after every piece of the answer."""
-        headers, timeout = attempts.begin()
-        request = self._http.build_request(
-            call.method, call.path, params=call.params, json=call.json, headers=headers, timeout=timeout
-        )  # fmt: skip
-        answer = self._http.send(request, stream=True)
-        pieces: list[bytes] = []
-        try:
-            for piece in answer.iter_bytes():
-                pieces.append(piece)
-                if attempts.left_s <= 0:
-                    raise attempts.too_late()
-        finally:
-            answer.close()
-        return whole(answer, pieces)

@@ -291,17 +291,26 @@ def test_stopped_server_costs_no_more_than_the_deadline(add_model: Any, reposito
             anyio.run(ask)
 
 
+DRIPS = {
+    "body": b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n",
+    "headers": b"HTTP/1.1 200 OK\r\nX-Endless: ",
+    "silence in the body": b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n",
+}
+
+
 @contextmanager
-def dripping_server() -> Iterator[str]:
-    """Answer one request with headers at once and a body that comes byte by byte, and never ends."""
+def dripping_server(what: str) -> Iterator[str]:
+    """Answer one request at once as far as `what`, which comes byte by byte and never ends."""
     leave = threading.Event()
+    # a little less than the deadline: a time-out of single reads would never fire, or end twice as late
+    pause_s = 0.8 if what.startswith("silence") else 0.1
 
     def drip(listener: socket.socket) -> None:
         connection, _ = listener.accept()
         with connection, contextlib.suppress(OSError):
             connection.recv(65536)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
-            while not leave.wait(0.1):
+            connection.sendall(DRIPS[what])
+            while not leave.wait(pause_s):
                 connection.sendall(b"x")
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -325,13 +334,92 @@ async def ask_awaiting(address: str) -> None:
 
 
 @pytest.mark.parametrize("ask", [ask_blocking, lambda address: anyio.run(ask_awaiting, address)])
-def test_answer_that_drips_in_does_not_outlast_the_deadline(ask: Callable[[str], None]) -> None:
-    with dripping_server() as address:
+@pytest.mark.parametrize("what", DRIPS)
+def test_answer_that_drips_in_does_not_outlast_the_deadline(
+    ask: Callable[[str], None], what: str
+) -> None:
+    with dripping_server(what) as address:
         began_s = time.monotonic()
         with pytest.raises(DeadlineExceeded) as caught:
             ask(address)
-        assert 0.9 < time.monotonic() - began_s < 2.0
+        assert 0.9 < time.monotonic() - began_s < 1.5
         assert caught.value.details["stage"] == "client"
+
+
+def test_key_that_interrupts_a_blocking_call_ends_it_and_its_request(
+    add_model: Any, repository: Path
+) -> None:
+    """Ctrl-C reaches the main thread, which waits for another one."""
+    add_model()
+    script = (
+        "import sys\n"
+        "from cat_serve.client import Client\n"
+        "with Client(sys.argv[1]) as client:\n"
+        "    print('asking', flush=True)\n"
+        "    client.generate(1, n=2)\n"
+    )
+    with slow_server(repository, pass_s=5) as (address, _):
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", script, address],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        with ended(process), process:  # type: ignore[arg-type]
+            assert process.stdout is not None
+            assert process.stdout.readline() == "asking\n"
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            began_s = time.monotonic()
+            _, said = process.communicate(timeout=SPENT_S)
+            assert time.monotonic() - began_s < 2.5
+            assert said.rstrip().endswith("KeyboardInterrupt")
+            assert "exception was never" not in said
+
+
+def test_child_of_a_fork_has_a_loop_of_its_own(address: str) -> None:
+    script = (
+        "import os, sys\n"
+        "from cat_serve.client import Client\n"
+        "with Client(sys.argv[1]) as client: client.models()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    with Client(sys.argv[1], deadline_s=10) as client:\n"
+        "        os._exit(7 if client.ready() else 1)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, address],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert result.stdout == "7\n", result.stderr
+
+
+def test_client_that_is_never_closed_does_not_keep_a_process(address: str) -> None:
+    script = "import sys; from cat_serve.client import Client; print(Client(sys.argv[1]).ready())"
+    result = subprocess.run(
+        [sys.executable, "-c", script, address],
+        cwd=ROOT, capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    assert result.stdout == "True\n"
+
+
+def test_animation_is_the_servers_with_what_is_known_of_it(
+    client: Client, address: str, shipped: Artefact, tmp_path: Path
+) -> None:
+    animation = client.interpolate([7, {7: 0.5, 9: 0.5}], seed=[1, 2], frames=5, loop=True)
+    asked = {"class": ["7", "7:0.5,9:0.5"], "seed": [1, 2], "frames": 5, "loop": True}
+    assert animation.data == httpx.post(f"{address}/interpolate", json=asked).content
+    assert (animation.frames, animation.seeds, animation.attempts) == (5, (1, 2), 1)
+    assert animation.class_texts == ("7", "7:0.5,9:0.5")
+    assert (animation.model, animation.version) == ("fashion-32", shipped.version)
+    assert (animation.media_type, animation.determinism) == ("image/webp", "bytes")
+    assert animation.timings.generate_ms > 0
+    animation.save(tmp_path / "new" / "path.webp")
+    assert read_parameters((tmp_path / "new" / "path.webp").read_bytes())["frames"] == 5
+    drawn = [client.interpolate([7, 9], frames=2, format="gif").seeds for _ in range(2)]
+    assert drawn[0] != drawn[1]
+    with pytest.raises(InvalidInput) as caught:
+        client.interpolate(7, seed=1)
+    assert caught.value.code == "bad_keys"
 
 
 def test_without_httpx_the_package_works_and_the_client_says_what_to_install() -> None:
