@@ -20,12 +20,13 @@ from cat_serve.batching import Batcher, Limits, Made
 from cat_serve.classes import Classes
 from cat_serve.contract import StudioOutput
 from cat_serve.deadlines import NEVER, Deadline
-from cat_serve.errors import BackendUnavailable, BadOutput, CatServeError, UnknownModel
+from cat_serve.errors import BackendUnavailable, BadOutput, CatServeError
 from cat_serve.manifest import Artefact, Determinism
 from cat_serve.metrics import Metrics
 from cat_serve.observation import current
 from cat_serve.showable import require_showable
 from cat_serve.studio import Studio
+from cat_serve.surface import served
 from cat_serve.wanted import ServedModel, Wanted
 
 logger = logging.getLogger(__name__)
@@ -133,17 +134,7 @@ class Service:
         Raises:
             UnknownModel: there is no such model.
         """
-        if name is None:
-            return self.models[self.default]
-        if name not in self.models:
-            names = sorted(self.models)
-            raise UnknownModel(
-                f"There is no model {name!r} here.",
-                hint=f"models: {', '.join(names)}",
-                got=name,
-                accepted=names,
-            )
-        return self.models[name]
+        return served(self.models, self.default, name)
 
     async def generate(self, request: Wanted, deadline: Deadline = NEVER) -> GeneratedImages:
         """Make the images, off the event loop. Cancelled or too late, it takes back those that were not started.
@@ -206,6 +197,10 @@ class Service:
         if name not in self._batchers:
             return 0
         return self._batchers[name].passes_in_flight + self._studios[name].passes_in_flight
+
+    async def scrape(self, accept: str) -> tuple[bytes, str]:
+        """Return all metrics in the form that the scraper accepts, and its media type."""
+        return self.metrics.exposed(accept)
 
     def stop_accepting(self) -> None:
         """Report not ready from now on; requests that still come are served until the server closes."""

@@ -90,8 +90,8 @@ async def service_here(
         CatServeError: the model cannot be opened, or does not make its golden images.
     """
     from cat_serve.batching import Limits
+    from cat_serve.opening import engine_opener
     from cat_serve.service import Service
-    from cat_serve.web.app import engine_opener
 
     name = artefact.manifest.model
     limits = Limits(

@@ -8,8 +8,8 @@ from fastapi import APIRouter, FastAPI, Request, Response
 
 from cat_serve import __version__
 from cat_serve.configuration import as_object
-from cat_serve.service import Service
 from cat_serve.settings import Settings
+from cat_serve.surface import ImageService
 from cat_serve.web import problems, routes
 from cat_serve.web.dependencies import TheService, only
 from cat_serve.web.dependencies import problems as problems_of
@@ -31,11 +31,11 @@ EXPOSITION = {
 )
 async def metrics(request: Request, service: TheService) -> Response:
     """Expose what was counted, and the present state."""
-    content, media_type = service.metrics.exposed(request.headers.get("accept", ""))
+    content, media_type = await service.scrape(request.headers.get("accept", ""))
     return Response(content, headers={"Content-Type": media_type})
 
 
-def create_admin_app(service: Service, settings: Settings) -> FastAPI:
+def create_admin_app(service: ImageService, settings: Settings) -> FastAPI:
     """Return the application of the admin port: /metrics, /healthz, /readyz and /config.
 
     It asks for no key: keep its address to yourself.

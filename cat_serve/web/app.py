@@ -11,15 +11,13 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from cat_serve import __version__, backends
-from cat_serve.backends.base import EngineOptions, TritonOptions
-from cat_serve.backends.local import BackendFactory, LocalEngine
-from cat_serve.batching import Limits
+from cat_serve import __version__
+from cat_serve.backends.local import BackendFactory
 from cat_serve.keys import read_keys
 from cat_serve.manifest import Artefact
-from cat_serve.repository import choose_default, find_repository, load_models
-from cat_serve.service import EngineFactory, Service
+from cat_serve.opening import service_of
 from cat_serve.settings import Settings
+from cat_serve.surface import ImageService
 from cat_serve.tracing import Tracing, from_environment
 from cat_serve.web import (
     admin,
@@ -66,22 +64,13 @@ def create_app(
         ArtefactError: a model is damaged, or there is none.
         InvalidInput: the default model is not there.
     """
-    if artefacts is None:
-        artefacts = load_models(find_repository(settings.model_repository))
-    service = Service(
-        artefacts,
-        choose_default(artefacts, settings.model),
-        engine_opener(settings, open_engine),
-        settings.triton_concurrency if settings.backend == "triton" else settings.concurrency,
-        Limits(
-            settings.max_images_per_request,
-            settings.max_queued_images,
-            settings.max_batch,
-            settings.batch_delay_ms,
-            settings.deadline_ms,
-            settings.max_frames_per_request,
-        ),
-    )
+    return application(settings, service_of(settings, artefacts, open_engine), tracing)
+
+
+def application(
+    settings: Settings, service: ImageService, tracing: Tracing | None = None
+) -> FastAPI:
+    """Return the application in front of a service, which it starts and closes."""
     app: FastAPI = FastAPIOffline(  # the documentation page must not need other hosts
         title="cat-serve", version=__version__, description=DESCRIPTION, lifespan=_lifespan
     )
@@ -125,31 +114,10 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     app.add_middleware(RequestId)  # refusals carry an id, too
 
 
-def engine_opener(settings: Settings, open_here: BackendFactory | None = None) -> EngineFactory:
-    """Return what opens a model: `open_here`, or else the engine that the settings name."""
-    if open_here is not None:
-        return lambda artefact: LocalEngine.open(open_here, artefact, settings.concurrency)
-    options = EngineOptions(
-        provider=settings.provider,
-        threads=settings.threads,
-        checkpoints=settings.checkpoints,
-        precision=settings.precision,
-        concurrency=settings.concurrency,
-        triton=TritonOptions(
-            urls=settings.triton_url,
-            balance=settings.triton_balance,
-            attempt_ms=settings.triton_attempt_ms,
-            stall_ms=settings.triton_stall_ms,
-            max_batch=settings.max_batch,
-        ),
-    )
-    return lambda artefact: backends.open_engine(settings.backend, artefact, options)
-
-
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Load the models while /healthz and /readyz answer already; close them when requests are done."""
-    service: Service = app.state.service
+    service: ImageService = app.state.service
     starting = asyncio.create_task(service.start())
     yield
     service.stop_accepting()

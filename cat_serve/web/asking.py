@@ -14,14 +14,14 @@ from cat_serve.errors import InvalidInput
 from cat_serve.latents import MAX_SEED, seed_range
 from cat_serve.mixtures import parse_classes
 from cat_serve.seeds import parse_seeds
-from cat_serve.service import Service
+from cat_serve.surface import ImageService
 from cat_serve.wanted import ImageRequest, ServedModel
 from cat_serve.web import schemas
 
 LARGEST = float(np.finfo(np.float32).max)
 
 
-def resolve(service: Service, parameters: schemas.GenerateQuery) -> ImageRequest:
+def resolve(service: ImageService, parameters: schemas.GenerateQuery) -> ImageRequest:
     """Turn names into indices, draw the seed if none was given, and hold everything to the limits.
 
     Raises:

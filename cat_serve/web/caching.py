@@ -11,7 +11,7 @@ from fastapi import Request, Response
 
 from cat_serve import __version__
 from cat_serve.images import Format
-from cat_serve.service import Service
+from cat_serve.surface import ImageService
 from cat_serve.wanted import ImageRequest
 from cat_serve.web.answers import Form, facts
 
@@ -37,7 +37,7 @@ def immutable(request: Request) -> str:
 
 
 def entity_tag(
-    service: Service, asked: ImageRequest, image_format: Format, form: Form
+    service: ImageService, asked: ImageRequest, image_format: Format, form: Form
 ) -> str | None:
     """Return the ETag of an answer: of model version, all parameters, and what computes and encodes it.
 

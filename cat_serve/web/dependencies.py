@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request
 
 from cat_serve.deadlines import NEVER, Deadline
 from cat_serve.errors import InvalidInput
-from cat_serve.service import Service
 from cat_serve.settings import MAX_DEADLINE_MS
+from cat_serve.surface import ImageService
 from cat_serve.web import schemas
+from cat_serve.web.openai_errors import OpenAIErrorAnswer, status_of
 from cat_serve.web.problems import MEDIA_TYPE, PROBLEMS
 
 
-async def service_of(request: Request) -> Service:  # not async, it would be run in a thread
-    service: Service = request.app.state.service
+async def service_of(request: Request) -> ImageService:  # not async, it would be run in a thread
+    service: ImageService = request.app.state.service
     return service
 
 
-TheService = Annotated[Service, Depends(service_of)]
+TheService = Annotated[ImageService, Depends(service_of)]
 
 _WHOLE_MS = re.compile(r"[0-9]{1,7}")
 
@@ -95,11 +96,24 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {
         status: {
             "content": content,
-            "description": "; ".join(
-                f"`{code}`: {kind.title.lower()}"
-                for code, kind in PROBLEMS.items()
-                if kind.status == status
+            "description": _codes(code for code, kind in PROBLEMS.items() if kind.status == status),
+        }
+        for status in statuses
+    }
+
+
+def openai_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe the problems that have these statuses under /v1, in OpenAI's shape."""
+    return {
+        status: {
+            "model": OpenAIErrorAnswer,
+            "description": _codes(
+                code for code, kind in PROBLEMS.items() if status_of(kind.status) == status
             ),
         }
         for status in statuses
     }
+
+
+def _codes(codes: Iterable[str]) -> str:
+    return "; ".join(f"`{code}`: {PROBLEMS[code].title.lower()}" for code in codes)

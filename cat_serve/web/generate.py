@@ -14,7 +14,8 @@ from cat_serve.images import MEDIA_TYPES, Format
 from cat_serve.mixtures import class_text
 from cat_serve.observation import current
 from cat_serve.seeds import seeds_text
-from cat_serve.service import GeneratedImages, Service
+from cat_serve.service import GeneratedImages
+from cat_serve.surface import ImageService
 from cat_serve.wanted import ImageRequest
 from cat_serve.web import caching, schemas
 from cat_serve.web.addresses import permalink
@@ -144,7 +145,7 @@ async def get(
 
 async def kept(
     request: Request,
-    service: Service,
+    service: ImageService,
     deadline: Deadline,
     asked: ImageRequest,
     image_format: Format,
@@ -164,7 +165,7 @@ async def kept(
 
 async def made(
     request: Request,
-    service: Service,
+    service: ImageService,
     deadline: Deadline,
     asked: ImageRequest,
     image_format: Format,

@@ -22,7 +22,8 @@ from cat_serve.latents import MAX_SEED
 from cat_serve.mixtures import parse_classes
 from cat_serve.observation import current
 from cat_serve.paths import Key, PathRequest
-from cat_serve.service import GeneratedImages, Service
+from cat_serve.service import GeneratedImages
+from cat_serve.surface import ImageService
 from cat_serve.web import schemas
 from cat_serve.web.dependencies import TheDeadline, TheService, only, problems
 from cat_serve.web.generate import BINARY, IMAGE_HEADERS, unless_gone
@@ -166,7 +167,7 @@ async def interpolate(
     return Response(content, media_type=media_type, headers=own)
 
 
-def resolve(service: Service, parameters: InterpolateParameters) -> PathRequest:
+def resolve(service: ImageService, parameters: InterpolateParameters) -> PathRequest:
     """Turn names into indices, draw a seed if none was given, and hold everything to the limits.
 
     Raises:

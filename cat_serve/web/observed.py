@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cat_serve.metrics import Metrics
 from cat_serve.observation import CURRENT, Observation
+from cat_serve.surface import Counts
 from cat_serve.tracing import RequestTrace, Tracing
 
 access = logging.getLogger("cat_serve.access")
@@ -32,7 +32,7 @@ class Observed:
     def __init__(
         self,
         app: ASGIApp,
-        metrics: Metrics,
+        metrics: Counts,
         tracing: Tracing | None,
         paths: Callable[[], Iterable[str]],
     ) -> None:

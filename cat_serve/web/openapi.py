@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from cat_serve import mixtures, seeds
-from cat_serve.service import Service
+from cat_serve.surface import ImageService
 from cat_serve.web.schemas import CLASS_FORMAT, MAX_NAME_CHARACTERS, SEEDS_FORMAT
 
 SCHEMAS = "#/components/schemas/"
 BOUNDS = {"ge": "minimum", "le": "maximum"}  # pydantic's words where a validator stands between
 
 
-def declare_served(document: dict[str, Any], service: Service) -> None:
+def declare_served(document: dict[str, Any], service: ImageService) -> None:
     """Write classes, mixtures, seeds, models and limits of `service` into the document, in place."""
     names = dict.fromkeys(name for model in service.models.values() for name in model.classes.names)
     most = max(len(model.classes) for model in service.models.values())

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from cat_serve.service import Phase, Service
+from cat_serve.service import Phase
+from cat_serve.surface import ImageService
 from cat_serve.wanted import ServedModel
 from cat_serve.web import bodies, schemas
 from cat_serve.web.dependencies import TheService, only, problems
@@ -28,7 +29,7 @@ async def classes(
     return bodies.ClassesAnswer(models=[_classes_of(service, served) for served in models])
 
 
-def _classes_of(service: Service, served: ServedModel) -> bodies.ModelClasses:
+def _classes_of(service: ImageService, served: ServedModel) -> bodies.ModelClasses:
     return bodies.ModelClasses(
         model=served.name,
         version=served.artefact.version,
@@ -46,7 +47,7 @@ async def models(service: TheService) -> bodies.ModelsAnswer:
     return bodies.ModelsAnswer(models=[_card(service, m) for m in service.models.values()])
 
 
-def _card(service: Service, served: ServedModel) -> bodies.ModelCard:
+def _card(service: ImageService, served: ServedModel) -> bodies.ModelCard:
     manifest = served.artefact.manifest
     engine = service.engine(served.name)
     return bodies.ModelCard(
