@@ -1,7 +1,8 @@
 """Errors under /v1, in the shape that OpenAI's clients read: `{"error": {"message", "type", "param", "code"}}`.
 
-Status and `code` are those of the problem that it would be elsewhere (`cat_serve.web.problems`), and its other members
-stand in `error` too, which OpenAI's Python client shows as `error.body`.
+`code` is that of the problem that it would be elsewhere (`cat_serve.web.problems`), and its other members stand in `error`
+too, which OpenAI's Python client shows as `error.body`. The status is OpenAI's: what must be corrected is a 400, where
+this service says 422 elsewhere.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
 PREFIX = "/v1/"
@@ -24,7 +26,34 @@ PARAMETER_OF_CODE = {
     "ambiguous_class": "prompt",
     "unknown_model": "model",
 }
+STATUSES = {422: 400}
 REPLACED = frozenset({"type", "title", "status", "detail", "parameter", "hint"})
+
+
+class OpenAIError(BaseModel):
+    """What was wrong; beside these members those of the problem, such as `got`, `accepted` and `request_id`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    message: str = Field(description="what was wrong with this request, and how to repair it")
+    type: str = Field(
+        json_schema_extra={"enum": sorted({*TYPES.values(), CLIENT_ERROR, SERVER_ERROR})}
+    )
+    param: str | None = Field(description="which parameter, in OpenAI's words")
+    code: str = Field(description="stable; the same as elsewhere")
+
+
+class OpenAIErrorAnswer(BaseModel):
+    """An error in OpenAI's shape."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    error: OpenAIError
+
+
+def status_of(status: int) -> int:
+    """Return the status that a problem with this one has under /v1."""
+    return STATUSES.get(status, status)
 
 
 def wanted_by(request: Request) -> bool:
