@@ -5,7 +5,6 @@ What this service cannot do is refused, never ignored; what cannot change an ima
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import time
 from collections.abc import Sequence
@@ -27,8 +26,8 @@ from cat_serve.web import schemas
 from cat_serve.web.addresses import permalink
 from cat_serve.web.answers import JSON_MEDIA_TYPE, facts
 from cat_serve.web.asking import resolve
-from cat_serve.web.dependencies import TheDeadline, TheService, only, problems
-from cat_serve.web.generate import IMAGE_HEADERS, headers, unless_gone
+from cat_serve.web.dependencies import TheDeadline, TheService, only, openai_problems
+from cat_serve.web.generate import IMAGE_HEADERS, headers, made_and_encoded
 from cat_serve.web.observed import CLIENT_GONE
 
 router = APIRouter(tags=["OpenAI"])
@@ -67,7 +66,7 @@ Unused = Annotated[str | None, Field(max_length=schemas.MAX_NAME_CHARACTERS)]
 class ImagesParameters(BaseModel):
     """What OpenAI's client sends. Null is the default of each; `seed` and `truncation_psi` go through `extra_body`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"examples": [EXAMPLE]})  # fmt: skip
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, json_schema_extra={"examples": [EXAMPLE]})  # fmt: skip
 
     prompt: schemas.ClassText | None = Field(
         None,
@@ -76,7 +75,7 @@ class ImagesParameters(BaseModel):
         description="**Required.** A class: its name, or its index. There is no text encoder: a sentence is an error.",
     )
     model: str | None = Field(None, min_length=1, max_length=schemas.MAX_NAME_CHARACTERS)
-    n: Annotated[int | None, schemas.NUMBER] = Field(None, ge=1, description="1 if absent")
+    n: Annotated[int | None, schemas.INTEGER] = Field(None, ge=1, description="1 if absent")
     size: str | None = Field(
         None, max_length=schemas.MAX_NAME_CHARACTERS, description=ACCEPTED["size"]
     )
@@ -86,10 +85,10 @@ class ImagesParameters(BaseModel):
     output_format: Literal["png", "jpeg", "webp"] | None = Field(
         None, description="`png` if absent"
     )
-    seed: Annotated[int | None, schemas.NUMBER] = Field(
+    seed: Annotated[int | None, schemas.INTEGER] = Field(
         None, ge=0, le=MAX_SEED, description="drawn if absent; image i has `seed` + i"
     )
-    truncation_psi: Annotated[float | None, schemas.NUMBER] = Field(
+    truncation_psi: Annotated[float | None, schemas.REAL] = Field(
         None, ge=0, le=1, allow_inf_nan=False
     )
     background: Literal["auto", "opaque"] | None = None
@@ -161,7 +160,7 @@ class OpenAIModels(BaseModel):
                 for name, text in IMAGE_HEADERS.items()
             }
         },
-        **problems(401, 404, 413, 422, 429, 500, 502, 503, 504),
+        **openai_problems(400, 401, 404, 413, 429, 500, 502, 503, 504),
     },
     dependencies=[only()],
     summary="Generate images of a class, as OpenAI's clients ask for them",
@@ -186,24 +185,23 @@ async def generations(
     asked = resolve(service, parameters.as_generate())
     image_format = parameters.output_format or "png"
     urls = urls_of(request, asked, image_format) if parameters.response_format == "url" else None
-    images = await unless_gone(request, service.generate(asked, deadline))
-    if images is None:
+    done = await made_and_encoded(
+        request, service, deadline, asked, lambda images: answer(asked, images, image_format, urls)
+    )
+    if done is None:
         return Response(status_code=CLIENT_GONE)
-    observed = current()
-    with observed.encoding():
-        encoding = asyncio.to_thread(answer, asked, images, image_format, urls)
-        content = await deadline.hold(encoding, lambda: "encode")
-    own = headers(asked, images, observed.encode_ms or 0.0)
+    images, content = done
+    own = headers(asked, images, current().encode_ms or 0.0)
     return Response(content, media_type=JSON_MEDIA_TYPE, headers=own)
 
 
-@router.get("/v1/models", responses=problems(401, 422), dependencies=[only()])
+@router.get("/v1/models", responses=openai_problems(400, 401), dependencies=[only()])
 async def models(service: TheService) -> OpenAIModels:
     """List the models as OpenAI does; /models says much more of them."""
     return OpenAIModels(data=[_described(model) for model in service.models.values()])
 
 
-@router.get("/v1/models/{model}", responses=problems(401, 404, 422), dependencies=[only()])
+@router.get("/v1/models/{model}", responses=openai_problems(400, 401, 404), dependencies=[only()])
 async def model(service: TheService, model: str) -> OpenAIModel:
     """Describe one model as OpenAI does."""
     return _described(service.model(model))

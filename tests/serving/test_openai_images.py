@@ -152,10 +152,10 @@ async def test_prompt_may_be_a_mixture(run_app: Any, add_model: Any) -> None:
         wanted = await running.client.post("/generate?class=0:0.25,1:0.75&seed=3")
         assert decoded(answer.data[0]) == wanted.content
         assert answer.data[0].revised_prompt == "0.25 Cat + 0.75 Sea_lion"
-        with pytest.raises(openai.UnprocessableEntityError) as caught:
+        with pytest.raises(openai.BadRequestError) as caught:
             await client.images.generate(prompt="0:0.25,1:0.75", response_format="url")
         assert (caught.value.code, caught.value.param) == ("bad_response_format", "response_format")
-        with pytest.raises(openai.UnprocessableEntityError) as caught:
+        with pytest.raises(openai.BadRequestError) as caught:
             await client.images.generate(prompt="0:0.25,1:0.25")
         assert (caught.value.code, caught.value.param) == ("bad_mixture", "prompt")
 
@@ -186,10 +186,10 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("given", "code", "param", "word"), REFUSED, ids=str)
-async def test_what_cannot_be_done_is_an_unprocessable_entity(
+async def test_what_cannot_be_done_is_a_bad_request(
     running: Any, client: Any, given: dict[str, Any], code: str, param: str, word: str
 ) -> None:
-    with pytest.raises(openai.UnprocessableEntityError) as caught:
+    with pytest.raises(openai.BadRequestError) as caught:
         await client.images.generate(**given)
     error = caught.value
     assert (error.code, error.param, error.type) == (code, param, "invalid_request_error")
@@ -199,7 +199,7 @@ async def test_what_cannot_be_done_is_an_unprocessable_entity(
 
 
 async def test_streaming_is_refused(client: Any) -> None:
-    with pytest.raises(openai.UnprocessableEntityError) as caught:
+    with pytest.raises(openai.BadRequestError) as caught:
         await client.images.generate(prompt="1", stream=True)
     assert (caught.value.code, caught.value.param) == ("unsupported_value", "stream")
 
@@ -218,10 +218,10 @@ async def test_unknown_model_is_not_found(client: Any) -> None:
         ("GET", "/v1/nothing", b"", 404, "not_found"),
         ("GET", "/v1/images/generations", b"", 405, "method_not_allowed"),
         ("POST", "/v1/images/generations", b"x" * (64 * 1024 + 1), 413, "body_too_large"),
-        ("POST", "/v1/images/generations", b"{", 422, "bad_body"),
-        ("POST", "/v1/images/generations", b"[1]", 422, "bad_body"),
-        ("POST", "/v1/images/generations", b"", 422, "bad_body"),
-        ("POST", "/v1/images/generations?n=2", b'{"prompt": "1"}', 422, "unknown_parameter"),
+        ("POST", "/v1/images/generations", b"{", 400, "bad_body"),
+        ("POST", "/v1/images/generations", b"[1]", 400, "bad_body"),
+        ("POST", "/v1/images/generations", b"", 400, "bad_body"),
+        ("POST", "/v1/images/generations?n=2", b'{"prompt": "1"}', 400, "unknown_parameter"),
     ],
 )
 async def test_every_error_under_v1_has_openais_shape(
