@@ -64,6 +64,12 @@ class Settings(RepositorySettings):
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 for any free one")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="HTTP processes; more than one share an engine process with the queue and the budgets",
+    )
     backend: Literal["onnxruntime", "torch", "triton"] = Field(
         "onnxruntime", description="engine; triton: other servers compute, see --triton-url"
     )
@@ -125,6 +131,24 @@ class Settings(RepositorySettings):
         ge=1,
         allow_inf_nan=False,
         description="milliseconds in which a Triton server must at least say that it is alive",
+    )
+    request_timeout_s: float = Field(
+        20.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds in which the head of a request must arrive, and as many for its body",
+    )
+    stall_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds after which an answer is broken off of which a client takes nothing",
+    )
+    keep_alive_s: int = Field(
+        75, ge=0, description="seconds that a connection stays open after an answer"
+    )
+    max_connections: int = Field(
+        2048, ge=1, description="connections at once; beyond it idle ones are closed, then 429"
     )
     shutdown_delay_s: float = Field(
         0.0,

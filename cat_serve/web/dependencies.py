@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request
+from pydantic import WithJsonSchema
 
 from cat_serve.deadlines import NEVER, Deadline
 from cat_serve.errors import InvalidInput
@@ -24,6 +28,8 @@ async def service_of(request: Request) -> ImageService:  # not async, it would b
 
 TheService = Annotated[ImageService, Depends(service_of)]
 
+DEADLINE_SCHEMA = {"type": "integer", "minimum": 1, "maximum": MAX_DEADLINE_MS}
+
 _WHOLE_MS = re.compile(r"[0-9]{1,7}")
 
 
@@ -31,12 +37,12 @@ async def deadline_of(
     request: Request,
     service: TheService,
     x_deadline_ms: Annotated[
-        str | None,
+        Annotated[str, WithJsonSchema(DEADLINE_SCHEMA)] | None,
         Header(
             alias="X-Deadline-Ms",
             description=f"Whole milliseconds from the arrival of the request, 1 to {MAX_DEADLINE_MS}, after which "
             "nobody waits for the answer: it is then a 504, and work that was not started is dropped.",
-            examples=["2000"],
+            examples=[2000],
         ),
     ] = None,
 ) -> Deadline:
@@ -86,8 +92,34 @@ def only(
                     got=request.query_params.getlist(name)[: schemas.MAX_NAME_CHARACTERS],
                     accepted="each parameter once",
                 )
+        require_members_once(await request.body())
 
     return Depends(check)
+
+
+def require_members_once(body: bytes) -> None:
+    """Refuse a JSON body in which an object has a member twice: readers differ in which of the two counts.
+
+    Raises:
+        InvalidInput: `repeated_parameter`.
+    """
+    if not body:
+        return
+    with contextlib.suppress(ValueError, RecursionError):  # what is no JSON is refused elsewhere
+        json.loads(body, object_pairs_hook=_each_once)
+
+
+def _each_once(members: list[tuple[str, Any]]) -> None:
+    counts = Counter(name for name, _ in members)
+    for name, count in counts.items():
+        if count > 1:
+            shown = name[: schemas.MAX_NAME_CHARACTERS]
+            raise InvalidInput(
+                f"{shown!r} was given {count} times.",
+                code="repeated_parameter",
+                got=shown,
+                accepted="each parameter once",
+            )
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

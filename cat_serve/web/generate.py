@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Body, Query, Request, Response
@@ -16,7 +16,7 @@ from cat_serve.observation import current
 from cat_serve.seeds import seeds_text
 from cat_serve.service import GeneratedImages
 from cat_serve.surface import ImageService
-from cat_serve.wanted import ImageRequest
+from cat_serve.wanted import ImageRequest, Wanted
 from cat_serve.web import caching, schemas
 from cat_serve.web.addresses import permalink
 from cat_serve.web.answers import (
@@ -173,14 +173,14 @@ async def made(
 ) -> Response:
     """Make the images and encode them as they were asked for."""
     require_fits(asked, image_format, form)
-    images = await unless_gone(request, service.generate(asked, deadline))
-    if images is None:
+    done = await made_and_encoded(
+        request, service, deadline, asked,
+        lambda images: answer(asked, images.pixels, image_format, form),
+    )  # fmt: skip
+    if done is None:
         return Response(status_code=CLIENT_GONE)
-    observed = current()
-    with observed.encoding():
-        encoding = asyncio.to_thread(answer, asked, images.pixels, image_format, form)
-        content, media_type = await deadline.hold(encoding, lambda: "encode")
-    own = headers(asked, images, observed.encode_ms or 0.0)
+    images, (content, media_type) = done
+    own = headers(asked, images, current().encode_ms or 0.0)
     if form in ("image", "grid") and (address := permalink(asked, image_format)) is not None:
         own["X-Permalink"] = request.scope.get("root_path", "") + address
     return Response(content, media_type=media_type, headers=own)
@@ -208,6 +208,24 @@ def _source(asked: ImageRequest) -> dict[str, str]:
 
 
 T = TypeVar("T")
+
+
+async def made_and_encoded(
+    request: Request,
+    service: ImageService,
+    deadline: Deadline,
+    asked: Wanted,
+    encode: Callable[[GeneratedImages], T],
+) -> tuple[GeneratedImages, T] | None:
+    """Make images and encode them in a thread; None if the client left before both was done."""
+
+    async def work() -> tuple[GeneratedImages, T]:
+        images = await service.generate(asked, deadline)
+        with current().encoding():
+            encoding = asyncio.to_thread(encode, images)
+            return images, await deadline.hold(encoding, lambda: "encode")
+
+    return await unless_gone(request, work())
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from typing import Annotated, Any
 
@@ -26,7 +25,7 @@ from cat_serve.service import GeneratedImages
 from cat_serve.surface import ImageService
 from cat_serve.web import schemas
 from cat_serve.web.dependencies import TheDeadline, TheService, only, problems
-from cat_serve.web.generate import BINARY, IMAGE_HEADERS, unless_gone
+from cat_serve.web.generate import BINARY, IMAGE_HEADERS, made_and_encoded
 from cat_serve.web.observed import CLIENT_GONE
 
 router = APIRouter()
@@ -63,16 +62,19 @@ def _as_list(value: object) -> object:
 ClassOfKey = Annotated[
     schemas.ClassText, Field(min_length=1, max_length=schemas.MAX_NAME_CHARACTERS)
 ]
-SeedOfKey = Annotated[int, schemas.NUMBER, Field(ge=0, le=MAX_SEED)]
+SeedOfKey = Annotated[int, schemas.INTEGER, Field(ge=0, le=MAX_SEED)]
 
 
-class InterpolateParameters(BaseModel):
-    """Key frames and the way between them, in the query (`class=7&class=9&seed=1`) or as a JSON body (lists)."""
+def _true_or_false(value: object) -> object:
+    if isinstance(value, str) and value.lower() not in ("true", "false"):
+        raise ValueError("neither true nor false")
+    return value
 
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={
-        "examples": [{"class": 7, "seed": [1, 2], "frames": 48, "loop": True},
-                     {"class": ["sneaker", "ankle boot"], "seed": 1, "fps": 24, "format": "gif"}],
-    })  # fmt: skip
+
+class InterpolateQuery(BaseModel):
+    """Key frames and the way between them, in the query: `class=7&class=9&seed=1`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     class_: Annotated[list[ClassOfKey] | None, BeforeValidator(_as_list)] = Field(
         None,
@@ -89,26 +91,35 @@ class InterpolateParameters(BaseModel):
         description="One seed for all key frames, or one for each. If absent, one is drawn.",
         examples=[[1, 2]],
     )
-    frames: Annotated[int, schemas.NUMBER] = Field(
+    frames: Annotated[int, schemas.INTEGER] = Field(
         DEFAULT_FRAMES,
         ge=MIN_KEYS,
         description="Of the whole animation. Every key frame is one of them; the others lie evenly between.",
     )
-    fps: Annotated[int, schemas.NUMBER] = Field(
+    fps: Annotated[int, schemas.INTEGER] = Field(
         DEFAULT_FPS, ge=1, le=MAX_FPS["webp"], description="Frames a second; of a gif at most 50."
     )
     interpolation: Curve = Field(
         "slerp",
         description="Of the latents: `slerp` on a great circle, which keeps them typical; `lerp` in a straight line.",
     )
-    loop: bool = Field(
+    loop: Annotated[bool, BeforeValidator(_true_or_false)] = Field(
         False, description="Go back to the first key frame, and play for ever; else once."
     )
-    truncation_psi: Annotated[float, schemas.NUMBER] = Field(1.0, ge=0, le=1, allow_inf_nan=False)
+    truncation_psi: Annotated[float, schemas.REAL] = Field(1.0, ge=0, le=1, allow_inf_nan=False)
     format: AnimationFormat = Field(
         "webp", description="`webp` is lossless, `gif` has a palette, `zip` holds one PNG a frame."
     )
     model: str | None = Field(None, min_length=1, max_length=schemas.MAX_NAME_CHARACTERS)
+
+
+class InterpolateParameters(InterpolateQuery):
+    """Key frames and the way between them, as a JSON body."""
+
+    model_config = ConfigDict(strict=True, json_schema_extra={
+        "examples": [{"class": 7, "seed": [1, 2], "frames": 48, "loop": True},
+                     {"class": ["sneaker", "ankle boot"], "seed": 1, "fps": 24, "format": "gif"}],
+    })  # fmt: skip
 
 
 HEADERS = {
@@ -137,7 +148,7 @@ async def interpolate(
     request: Request,
     service: TheService,
     deadline: TheDeadline,
-    query: Annotated[InterpolateParameters, Query()],
+    query: Annotated[InterpolateQuery, Query()],
     body: Annotated[InterpolateParameters | None, Body()] = None,
 ) -> Response:
     """Make the frames between two key frames or more; each is an image of its own, in the same queue as all others.
@@ -155,19 +166,18 @@ async def interpolate(
         )
     parameters = body or query
     asked = resolve(service, parameters)
-    images = await unless_gone(request, service.generate(asked, deadline))
-    if images is None:
+    done = await made_and_encoded(
+        request, service, deadline, asked, lambda images: encoded(asked, images, parameters)
+    )
+    if done is None:
         return Response(status_code=CLIENT_GONE)
-    observed = current()
-    with observed.encoding():
-        encoding = asyncio.to_thread(encoded, asked, images, parameters)
-        content = await deadline.hold(encoding, lambda: "encode")
+    images, content = done
     media_type = ANIMATION_MEDIA_TYPES[parameters.format]
-    own = headers(asked, images, observed.encode_ms or 0.0)
+    own = headers(asked, images, current().encode_ms or 0.0)
     return Response(content, media_type=media_type, headers=own)
 
 
-def resolve(service: ImageService, parameters: InterpolateParameters) -> PathRequest:
+def resolve(service: ImageService, parameters: InterpolateQuery) -> PathRequest:
     """Turn names into indices, draw a seed if none was given, and hold everything to the limits.
 
     Raises:
@@ -218,7 +228,7 @@ def count_keys(classes: int, seeds: int) -> int:
     return count
 
 
-def require_playable(parameters: InterpolateParameters, most_frames: int) -> None:
+def require_playable(parameters: InterpolateQuery, most_frames: int) -> None:
     """Refuse more frames than the server makes, or a rate that the format cannot show.
 
     Raises:
@@ -261,9 +271,7 @@ def require_side(image_size: tuple[int, int], animation_format: AnimationFormat)
         )
 
 
-def encoded(
-    asked: PathRequest, images: GeneratedImages, parameters: InterpolateParameters
-) -> bytes:
+def encoded(asked: PathRequest, images: GeneratedImages, parameters: InterpolateQuery) -> bytes:
     """Return the body of an answer."""
     facts = {**asked.facts(), "fps": parameters.fps}
     return encode_animation(

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cat_serve import mixtures, seeds
 from cat_serve.surface import ImageService
+from cat_serve.wanted import ServedModel
+from cat_serve.web.asking import LARGEST
+from cat_serve.web.authorization import OPEN_PATHS
+from cat_serve.web.dependencies import openai_problems, problems
+from cat_serve.web.openai_errors import PREFIX
 from cat_serve.web.schemas import CLASS_FORMAT, MAX_NAME_CHARACTERS, SEEDS_FORMAT
 
 SCHEMAS = "#/components/schemas/"
+NULL = {"type": "null"}
+FASTAPI_ERROR = "HTTPValidationError"
+REQUIRED = {
+    "GenerateParameters": "class",
+    "InterpolateParameters": "class",
+    "ImagesParameters": "prompt",
+}
 BOUNDS = {"ge": "minimum", "le": "maximum"}  # pydantic's words where a validator stands between
 
 
@@ -34,11 +46,16 @@ def declare_served(document: dict[str, Any], service: ImageService) -> None:
     }
     for schema, in_body in _schemas(document):
         _declare(schema, in_body)
-    _require_class(document)
+    for parameter in _parameters(document):
+        _drop_null(parameter["schema"])  # there is none in an address or a header
+    _drop_unused(document)
+    _require(document)
+    _declare_models(document, service.models)
     _bound(document, "n", service.limits.max_images_per_request)
     _bound(document, "frames", service.limits.most_frames)
     stages = max(model.artefact.manifest.stages for model in service.models.values())
     _bound(document, "stage", stages)
+    _bound(document, "class", most - 1)
 
 
 def mixture_example(classes: int) -> str:
@@ -61,20 +78,97 @@ def _declare(schema: dict[str, Any], in_body: bool) -> None:
         next(kind for kind in kinds if kind.get("type") == "string")["pattern"] = seeds.PATTERN
 
 
-def _require_class(document: dict[str, Any]) -> None:
-    """Say where the class is required: the code refuses its absence itself, in better words."""
-    body = document["components"]["schemas"]["GenerateParameters"]
-    body["required"] = ["class"]
-    _not_null(body["properties"]["class"])
+def _require(document: dict[str, Any]) -> None:
+    """Say what is required: the code refuses its absence itself, in better words."""
+    parts = document["components"]["schemas"]
+    for body, name in REQUIRED.items():
+        parts[body]["required"] = [name]
+        _drop_null(parts[body]["properties"][name])
     for parameter in document["paths"]["/generate"]["get"]["parameters"]:
         if parameter["name"] == "class":
             parameter["required"] = True
-            _not_null(parameter["schema"])
 
 
-def _not_null(schema: dict[str, Any]) -> None:
-    kinds = [kind for kind in schema["anyOf"] if kind != {"type": "null"}]
-    schema["anyOf"] = kinds[0]["anyOf"]
+def _declare_models(document: dict[str, Any], models: Mapping[str, ServedModel]) -> None:
+    """Name the models, their versions, the sizes of their images and the shapes of their latents."""
+    manifests = [model.artefact.manifest for model in models.values()]
+    sizes = dict.fromkeys(
+        f"{width}x{height}" for height, width in (m.image_size for m in manifests)
+    )
+    own: dict[str, list[dict[str, Any]]] = {
+        "model": [{"type": "string", "enum": list(models)}],
+        "version": [{"type": "string", "enum": [m.artefact.version for m in models.values()]}],
+        "size": [{"type": "string", "enum": ["auto", *sizes]}],
+        "z": [_latent(shape) for shape in dict.fromkeys(m.z_shape for m in manifests)],
+    }
+    for name, kinds in own.items():
+        for schema in _declared(document, name):
+            was_null = any(kind == NULL for kind in schema.pop("anyOf", ()))
+            for word in ("type", "minLength", "maxLength", "items"):
+                schema.pop(word, None)
+            schema["anyOf"] = [*kinds, NULL] if was_null else kinds
+
+
+def _latent(shape: Sequence[int]) -> dict[str, Any]:
+    """Return the schema of nested lists of float32."""
+    schema: dict[str, Any] = {"type": "number", "minimum": -LARGEST, "maximum": LARGEST}
+    for size in reversed(shape):
+        schema = {"type": "array", "items": schema, "minItems": size, "maxItems": size}
+    return schema
+
+
+def declare_keys(document: dict[str, Any], schemes: Mapping[str, Any] | None) -> None:
+    """Say which addresses want an API key, and with `schemes` how it is given; without keys nothing is a 401."""
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            if schemes is None or path in OPEN_PATHS:
+                operation["responses"].pop("401", None)
+                operation.pop("security", None)
+                if schemes is not None:
+                    operation["security"] = []
+            elif "401" not in operation["responses"]:
+                described = openai_problems if path.startswith(PREFIX) else problems
+                operation["responses"]["401"] = described(401)[401]
+    if schemes is not None:
+        document["components"]["securitySchemes"] = dict(schemes)
+        document["security"] = [{name: []} for name in schemes]
+
+
+def _drop_unused(document: dict[str, Any]) -> None:
+    """Take out the errors of FastAPI, which this service answers in its own way."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            if FASTAPI_ERROR in str(operation["responses"].get("422")):
+                del operation["responses"]["422"]
+    for name in (FASTAPI_ERROR, "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+
+
+def _drop_null(schema: dict[str, Any]) -> None:
+    """Let a schema accept no null; of two kinds that leaves one, which takes the place of the choice."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != NULL]
+    if len(kinds) == 1:
+        del schema["anyOf"]
+        schema |= {**kinds[0], **schema}
+    elif kinds:
+        schema["anyOf"] = kinds
+
+
+def _parameters(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield every parameter of every address."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            yield from operation.get("parameters", ())
+
+
+def _declared(document: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
+    """Yield the schema of whatever may be asked by this name: in the query, the path or a body."""
+    for parameter in _parameters(document):
+        if parameter["name"] == name and parameter["in"] in ("query", "path"):
+            yield parameter["schema"]
+    for part in document["components"]["schemas"].values():
+        if name in part.get("properties", {}) and part.get("additionalProperties") is False:
+            yield part["properties"][name]
 
 
 def _schemas(document: dict[str, Any]) -> Iterator[tuple[dict[str, Any], bool]]:
@@ -98,18 +192,8 @@ def _within(schema: Any, in_body: bool) -> Iterator[tuple[dict[str, Any], bool]]
 
 
 def _bound(document: dict[str, Any], name: str, most: int) -> None:
-    """Give every parameter called `name` its largest value."""
-    wheres = [
-        parameter["schema"]
-        for operations in document["paths"].values()
-        for operation in operations.values()
-        for parameter in operation.get("parameters", ())
-        if parameter["name"] == name and parameter["in"] == "query"
-    ]
-    for part in document["components"]["schemas"].values():
-        if name in part.get("properties", {}) and part.get("additionalProperties") is False:
-            wheres.append(part["properties"][name])
-    for schema in wheres:
+    """Give every number called `name` its largest value."""
+    for schema in _declared(document, name):
         for kind in schema.get("anyOf", [schema]):
             if kind.get("type") == "integer":
                 kind["maximum"] = max(most, kind.get("minimum", most))

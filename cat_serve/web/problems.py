@@ -72,8 +72,12 @@ PROBLEMS: dict[str, Kind] = {
     "bad_output_format":   Kind(422, "The image format is not available"),
     "bad_response_format": Kind(422, "Images are not returned in this way"),
     "unsupported_value":   Kind(422, "This parameter is known, and not with this value"),
+    "bad_request":         Kind(400, "The request is no HTTP/1.1, or may mean two things"),
     "unauthorized":        Kind(401, "The request has no valid API key"),
+    "request_timeout":     Kind(408, "The request did not arrive in time"),
     "body_too_large":      Kind(413, "The body is too large"),
+    "address_too_long":    Kind(414, "The address is too long"),
+    "head_too_large":      Kind(431, "The head of the request is too large"),
     "unknown_model":       Kind(404, "There is no such model"),
     "unknown_version":     Kind(404, "The model has no such version here"),
     "not_found":           Kind(404, "There is no such address"),
@@ -111,28 +115,27 @@ def problem(
     """Return the response for `code`; members that are None are left out."""
     kind = PROBLEMS[code]
     current().code = code
-    request_id = getattr(request.state, "request_id", None)
-    content = {
-        "type": TYPE_PREFIX + code,
-        "title": kind.title,
-        "status": kind.status,
-        "detail": detail,
-        "code": code,
-        "hint": hint,
-        **members,
-        "request_id": request_id,
-    }
-    given = {name: value for name, value in content.items() if value is not None}
     openai = openai_errors.wanted_by(request)
+    status = openai_errors.status_of(kind.status) if openai else kind.status
+    request_id = getattr(request.state, "request_id", None)
+    given = members_of(code, detail, hint=hint, **members, request_id=request_id)
     own = {REQUEST_ID_HEADER: request_id} if request_id else {}
     if (retry_after_s := members.get("retry_after_s")) is not None:
         own["Retry-After"] = str(retry_after_s)
     return Response(
         json.dumps(openai_errors.envelope(given) if openai else given, allow_nan=False),
-        kind.status,
+        status,
         headers={**own, **(headers or {})},
         media_type=openai_errors.MEDIA_TYPE if openai else MEDIA_TYPE,
     )
+
+
+def members_of(code: str, detail: str, **members: Any) -> dict[str, Any]:
+    """Return the members of a problem without those that are None."""
+    kind = PROBLEMS[code]
+    standard = {"type": TYPE_PREFIX + code, "title": kind.title, "status": kind.status}
+    content = {**standard, "detail": detail, "code": code, **members}
+    return {name: value for name, value in content.items() if value is not None}
 
 
 def shown(value: object) -> Any:
@@ -205,6 +208,8 @@ def allowed(request: Request, status: int) -> dict[str, str]:
             for route in request.app.routes
         )
     ]
+    if "GET" in taken and "HEAD" not in taken:  # see `cat_serve.web.middleware.Head`
+        taken.insert(1, "HEAD")
     return {"Allow": ", ".join(taken)} if taken else {}
 
 

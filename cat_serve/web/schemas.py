@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from fastapi.openapi.models import Example
@@ -42,13 +43,29 @@ def accepted(max_images_per_request: int) -> dict[str, str]:
     }
 
 
-def _no_boolean(value: object) -> object:
+_INTEGER = re.compile(r"-?[0-9]{1,100}")
+_REAL = re.compile(r"-?([0-9]{1,100}\.?[0-9]{0,100}|\.[0-9]{1,100})([eE][+-]?[0-9]{1,3})?")
+
+
+def _integer(value: object) -> object:
+    """Take ASCII digits where all is text, and what JSON calls an integer; nothing else, such as true or 1_000."""
     if isinstance(value, bool):
         raise ValueError("a boolean is not a number")
+    if isinstance(value, str) and not _INTEGER.fullmatch(value):
+        raise ValueError("not an integer")
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _real(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("a boolean is not a number")
+    if isinstance(value, str) and not _REAL.fullmatch(value):
+        raise ValueError("not a number")
     return value
 
 
-NUMBER = BeforeValidator(_no_boolean)
+INTEGER = BeforeValidator(_integer)
+REAL = BeforeValidator(_real)
 
 
 def _index_as_text(value: object) -> object:
@@ -77,7 +94,7 @@ class GenerateQuery(BaseModel):
         "`7:0.7,9:0.3`: a mixture of up to four classes by index, with weights that sum to 1.",
         examples=["7", "ankle boot", "7:0.7,9:0.3"],
     )
-    seed: Annotated[int, BeforeValidator(_no_boolean)] | None = Field(
+    seed: Annotated[int, INTEGER] | None = Field(
         None,
         ge=0,
         le=MAX_SEED,
@@ -85,7 +102,7 @@ class GenerateQuery(BaseModel):
         "`X-Seed`.",
         examples=[1],
     )
-    truncation_psi: Annotated[float, BeforeValidator(_no_boolean)] = Field(
+    truncation_psi: Annotated[float, REAL] = Field(
         1.0,
         ge=0,
         le=1,
@@ -93,7 +110,7 @@ class GenerateQuery(BaseModel):
         description="1: as trained; towards 0: nearer to the mean of the class, 0: the mean itself.",
         examples=[0.7],
     )
-    n: Annotated[int, BeforeValidator(_no_boolean)] = Field(
+    n: Annotated[int, INTEGER] = Field(
         1,
         ge=1,
         description="Number of images; image i has `seed` + i. `/models` tells the largest.",
@@ -107,7 +124,7 @@ class GenerateQuery(BaseModel):
         examples=["0-9,42"],
         json_schema_extra={"format": SEEDS_FORMAT},
     )
-    stage: Annotated[int, BeforeValidator(_no_boolean)] | None = Field(
+    stage: Annotated[int, INTEGER] | None = Field(
         None,
         ge=1,
         description="Show what the generator had after this stage. The last one, the default, is the image. "
@@ -138,6 +155,8 @@ class GenerateQuery(BaseModel):
 
 class GenerateParameters(GenerateQuery):
     """Parameters of one image or several, as a JSON body."""
+
+    model_config = ConfigDict(strict=True)  # a number in quotes is a text
 
     z: list[Any] | None = Field(
         None,
