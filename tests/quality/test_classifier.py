@@ -8,6 +8,7 @@ import torch
 
 from cat_serve.errors import CheckpointError
 from cat_serve.quality.classifier import (
+    Classifier,
     accuracy,
     grey,
     load_classifier,
@@ -27,6 +28,13 @@ def bars(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
+@pytest.fixture(scope="module")
+def judge() -> Classifier:
+    """A classifier that was trained for a moment; it knows little."""
+    return train_classifier(*bars(128, seed=0), num_classes=3, epochs=2)
+
+
+@pytest.mark.slow
 def test_learns_and_generalises() -> None:
     model = train_classifier(*bars(960, seed=0), num_classes=3)
     assert accuracy(model, *bars(100, seed=1)) > 0.95
@@ -38,16 +46,15 @@ def test_the_seed_is_fixed_and_the_global_stream_untouched() -> None:
     torch.manual_seed(123)
     expected = torch.rand(1)
     torch.manual_seed(123)
-    models = [train_classifier(*bars(256, seed=0), num_classes=3) for _ in range(2)]
+    models = [train_classifier(*bars(256, seed=0), num_classes=3, epochs=1) for _ in range(2)]
     assert torch.equal(torch.rand(1), expected)
     weights = [list(model.state_dict().values()) for model in models]
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
-def test_predictions_do_not_depend_on_the_batch() -> None:
-    model = train_classifier(*bars(128, seed=0), num_classes=3)
+def test_predictions_do_not_depend_on_the_batch(judge: Classifier) -> None:
     images, _ = bars(7, seed=1)
-    assert (predict(model, images, batch_size=2) == predict(model, images)).all()
+    assert (predict(judge, images, batch_size=2) == predict(judge, images)).all()
 
 
 def test_grey_is_the_mean_of_the_channels() -> None:
@@ -56,15 +63,14 @@ def test_grey_is_the_mean_of_the_channels() -> None:
     assert grey(images)[0, 0, 0, 0] == pytest.approx(0.4)
 
 
-def test_a_kept_judge_is_the_same_judge(tmp_path: Path) -> None:
-    model = train_classifier(*bars(128, seed=0), num_classes=3)
-    save_classifier(tmp_path / "judge.pt", model)
+def test_a_kept_judge_is_the_same_judge(judge: Classifier, tmp_path: Path) -> None:
+    save_classifier(tmp_path / "judge.pt", judge)
     images, _ = bars(20, seed=1)
     again = load_classifier(tmp_path / "judge.pt", 3)
-    assert torch.equal(model(grey(images)), again(grey(images)))
+    assert torch.equal(judge(grey(images)), again(grey(images)))
 
 
-def test_another_judge_is_refused(tmp_path: Path) -> None:
-    save_classifier(tmp_path / "judge.pt", train_classifier(*bars(128, seed=0), num_classes=3))
+def test_another_judge_is_refused(judge: Classifier, tmp_path: Path) -> None:
+    save_classifier(tmp_path / "judge.pt", judge)
     with pytest.raises(CheckpointError, match=r"judge\.pt is not this classifier"):
         load_classifier(tmp_path / "judge.pt", 10)
