@@ -13,20 +13,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import math
 import time
 from collections import deque
 from dataclasses import dataclass
 
+from cat_serve.admission import Door, whole_seconds
 from cat_serve.backends.base import Engine
 from cat_serve.contract import Output
 from cat_serve.deadlines import NEVER, Deadline
 from cat_serve.errors import BackendUnavailable, Overloaded
+from cat_serve.forecast import Forecast
 from cat_serve.metrics import Metrics
 from cat_serve.passes import Keep, Pass, Rows, Share, Ticket, everything
-
-PACE_MEMORY = 0.8
-FADING = 0.9
+from cat_serve.slots import Slots
 
 
 @dataclass(frozen=True)
@@ -70,43 +69,12 @@ class Made:
     generate_ms: float
 
 
-class Pace:
-    """How quickly images leave the queue: an average in which old passes count less and less."""
-
-    def __init__(self) -> None:
-        self._images = 0.0
-        self._seconds = 0.0
-        self._shortest_s = math.inf
-
-    def add(self, images: int, seconds: float, beside: int = 1) -> None:
-        """Count a pass that took `seconds`, with `beside` passes running at the same time, itself among them."""
-        self._images = PACE_MEMORY * self._images + images
-        self._seconds = PACE_MEMORY * self._seconds + seconds / beside
-        self._shortest_s = min(self._shortest_s, seconds)
-
-    def whole_seconds_for(self, images: int) -> int:
-        """Return how long so many images take, at least 1; also 1 while nothing was measured."""
-        if not self._images:
-            return 1
-        return max(1, math.ceil(images * self._seconds / self._images))
-
-    def too_slow_for(self, seconds: float) -> bool:
-        """Say whether no pass was ever as short as that, so that even an idle engine could not make it.
-
-        Every refusal makes what was measured count for less, so that one slow start cannot refuse for ever.
-        """
-        if not math.isfinite(self._shortest_s) or seconds >= self._shortest_s:
-            return False
-        self._shortest_s *= FADING
-        return True
-
-
 class Batcher:
     """The queue of one model, and the dispatcher that empties it; made inside a running event loop.
 
     Args:
         engine: the model's engine.
-        slots: as many as passes may run at the same time, for all models together.
+        slots: the places for passes, of all models together.
         limits: see `Limits`.
         metrics: where passes are counted.
     """
@@ -114,7 +82,7 @@ class Batcher:
     def __init__(
         self,
         engine: Engine,
-        slots: asyncio.Semaphore,
+        slots: Slots,
         limits: Limits,
         metrics: Metrics | None = None,
     ) -> None:
@@ -122,9 +90,12 @@ class Batcher:
         self.waiting = 0
         self._engine = engine
         self._slots = slots
-        self._limits = limits
         self._metrics = metrics or Metrics()
-        self._pace = Pace()
+        self._name = engine.artefact.manifest.model
+        delay_s = 0.0 if engine.has_queue else limits.batch_delay_ms / 1e3
+        self._delay_s = delay_s
+        self.forecast = Forecast(slots, self.max_batch, engine.has_queue, self._waits, delay_s)
+        self._door = Door(self._name, limits.max_queued_images, self.forecast, self._metrics)
         self._queue: deque[Ticket] = deque()
         self._running: dict[Pass, asyncio.Task[None]] = {}
         self._news = asyncio.Event()
@@ -136,8 +107,8 @@ class Batcher:
         return len(self._running)
 
     def whole_seconds_for(self, images: int) -> int:
-        """Return how long so many images take at the pace of the latest passes, at least 1."""
-        return self._pace.whole_seconds_for(images)
+        """Return how long so many images take that are asked for now, at least 1."""
+        return whole_seconds(self.forecast.request_s(images))
 
     async def submit(self, rows: Rows, deadline: Deadline = NEVER, keep: Keep = everything) -> Made:
         """Make all rows. Cancelled or too late, it takes back those that did not start.
@@ -146,22 +117,29 @@ class Batcher:
             keep: takes from the engine's answer to some of the rows what is wanted of it.
 
         Raises:
-            Overloaded: they would not fit into the queue; nothing was done.
+            Overloaded: they would not fit into the queue, or not be made in time because it is too long; nothing
+                was done. Or the engine's own queue is full.
             DeadlineExceeded: they were not made in time, or could not be even if nobody else waited.
             BackendError: the engine failed on a pass that held some of them.
         """
-        self._admit(len(rows), deadline)
+        if self._closing:
+            raise BackendUnavailable("The server is shutting down.", retry_after_s=1)
+        predicted_s = self._door.admit(len(rows), self.waiting, deadline)
         ticket = Ticket(rows, deadline, keep)
         self._queue.append(ticket)
         self.waiting += len(rows)
         self._news.set()
         try:
             output = await deadline.hold(ticket.done, lambda: ticket.stage)
+        except Overloaded as refused:
+            raise self._door.again(refused) from refused
         finally:
             self._drop(ticket)
             ticket.stages.leave()
-        queue_s = time.perf_counter() - ticket.asked_s - ticket.busy_s
-        return Made(output, 1e3 * queue_s, 1e3 * ticket.busy_s)
+        whole_s = time.perf_counter() - ticket.asked_s
+        if predicted_s:
+            self._metrics.predicted(self._name, whole_s / predicted_s)
+        return Made(output, 1e3 * (whole_s - ticket.busy_s), 1e3 * ticket.busy_s)
 
     async def close(self) -> None:
         """Refuse new requests, make what waits, and stop."""
@@ -169,24 +147,11 @@ class Batcher:
         self._news.set()
         await self._dispatcher
         await asyncio.gather(*self._running.values(), return_exceptions=True)
+        self.forecast.close()
 
-    def _admit(self, count: int, deadline: Deadline) -> None:
-        if self._closing:
-            raise BackendUnavailable("The server is shutting down.", retry_after_s=1)
-        limit = self._limits.max_queued_images
-        if self.waiting + count <= limit:
-            if deadline.left_s <= 0 or self._pace.too_slow_for(deadline.left_s):
-                raise deadline.exceeded("queue")
-            return
-        retry_after_s = self._pace.whole_seconds_for(self.waiting)
-        raise Overloaded(
-            f"{self.waiting} images wait already and {count} more would be too many.",
-            hint=f"try again in {retry_after_s} s",
-            got=count,
-            waiting=self.waiting,
-            limit=limit,
-            retry_after_s=retry_after_s,
-        )
+    def _waits(self) -> list[int]:
+        """Return how many images of each request wait, in the order of their turns."""
+        return [ticket.waiting for ticket in self._queue]
 
     def _drop(self, ticket: Ticket) -> None:
         """Forget the rows that no pass has taken, and take those back that can be."""
@@ -207,12 +172,12 @@ class Batcher:
                 continue
             entered_s = time.perf_counter()
             engine_pass = Pass(shares)
-            self._metrics.passed(self._engine.artefact.manifest.model, len(engine_pass))
-            for (
-                share
-            ) in shares:  # now, not when the task begins: a pass that ends between would miss them
+            self._metrics.passed(self._name, len(engine_pass))
+            self.forecast.begin(engine_pass, len(engine_pass))
+            # now, not when the task begins: a pass that ends between would miss them
+            for share in shares:
                 share.ticket.enter(engine_pass, entered_s)
-            running = asyncio.create_task(self._run(engine_pass, entered_s))
+            running = asyncio.create_task(self._run(engine_pass))
             self._running[engine_pass] = running
             running.add_done_callback(functools.partial(self._end, engine_pass))
 
@@ -225,9 +190,8 @@ class Batcher:
 
     async def _linger(self) -> None:
         """Give an unfilled pass the time that the setting grants it."""
-        delay_s = 0.0 if self._engine.has_queue else self._limits.batch_delay_ms / 1e3
         while 0 < self.waiting < self.max_batch and not self._closing:
-            left_s = self._queue[0].asked_s + delay_s - time.perf_counter()
+            left_s = self._queue[0].asked_s + self._delay_s - time.perf_counter()
             if left_s <= 0:
                 return
             self._news.clear()
@@ -250,12 +214,12 @@ class Batcher:
             left = 0 if self._engine.has_queue else left - rows
         return [Share(ticket, start, ticket.taken) for ticket, start in starts.items()]
 
-    async def _run(self, engine_pass: Pass, entered_s: float) -> None:
+    async def _run(self, engine_pass: Pass) -> None:
         """Run one pass and hand its rows back."""
         outcomes = await engine_pass.run(self._engine)
         left_s = time.perf_counter()
-        if any(isinstance(outcome, Output) for outcome in outcomes):
-            self._pace.add(len(engine_pass), left_s - entered_s, len(self._running))
+        made = any(isinstance(outcome, Output) for outcome in outcomes)
+        self.forecast.end(engine_pass, made)
         for share, outcome in zip(engine_pass.shares, outcomes, strict=True):
             share.ticket.leave(engine_pass, share.start, outcome, left_s)
             if share.ticket.done.done():
@@ -264,6 +228,7 @@ class Batcher:
     def _end(self, engine_pass: Pass, _: asyncio.Task[None]) -> None:
         """Make room for the next pass; also called for one that was cancelled before its first step."""
         del self._running[engine_pass]
+        self.forecast.end(engine_pass, made=False)  # if it was cancelled
         for share in engine_pass.shares:
             share.ticket.passes.discard(engine_pass)
         self._slots.release()

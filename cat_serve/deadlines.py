@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from cat_serve.errors import DeadlineExceeded
+from cat_serve.errors import DeadlineExceeded, NeverInTime
 
 Stage = Literal["queue", "generate", "encode"]
 
@@ -50,6 +50,17 @@ class Deadline:
             hint="send a larger X-Deadline-Ms, ask for fewer images, or try again when the server is less busy",
             stage=stage,
             deadline_ms=self.total_ms,
+        )
+
+    def hopeless(self, idle_s: float) -> NeverInTime:
+        """Return the error of a request for which even an idle engine would need `idle_s`, which is too long."""
+        return NeverInTime(
+            f"The deadline of {self.total_ms:.0f} ms cannot be kept: it ends in the stage queue, for even an "
+            f"idle server would take {1e3 * idle_s:.0f} ms.",
+            hint="send a larger X-Deadline-Ms, or ask for fewer images",
+            stage="queue",
+            deadline_ms=self.total_ms,
+            predicted_ms=round(1e3 * idle_s, 1),
         )
 
     async def hold(self, work: Awaitable[T], stage: Callable[[], Stage]) -> T:

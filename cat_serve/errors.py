@@ -14,6 +14,7 @@ CatServeError
  |- Overloaded              the waiting room is full; come back later
  |   `- BudgetExceeded      what one caller may ask for is used up
  |- DeadlineExceeded        the time that the request was given is over
+ |   `- NeverInTime         not even an idle engine could keep it; nothing was started
  `- BackendError            an engine could not do the work
      |- BackendUnavailable  no engine can take the work now
      |- BackendTimeout      one did not answer in time
@@ -100,6 +101,10 @@ class BudgetExceeded(Overloaded):
 
 class DeadlineExceeded(CatServeError):
     code = "deadline_exceeded"
+
+
+class NeverInTime(DeadlineExceeded):
+    """Refused at the door; nothing was started."""
 
 
 class QualityError(CatServeError):

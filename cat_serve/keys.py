@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cat_serve.errors import BudgetExceeded, InvalidInput, Overloaded
+from cat_serve.errors import BudgetExceeded, InvalidInput, NeverInTime, Overloaded
 
 MIN_KEY_CHARACTERS = 16
 MINUTE_S = 60.0
@@ -75,7 +75,7 @@ class Caller:
         self.queued += images
         try:
             yield
-        except Overloaded:
+        except (Overloaded, NeverInTime):
             self._left += images
             raise
         finally:
@@ -125,6 +125,10 @@ class KeyRing:
     @property
     def names(self) -> list[str]:
         return [caller.name for _, caller in self._holders]
+
+    def named(self, name: str) -> Caller | None:
+        """Return the holder of the key with this name."""
+        return next((caller for _, caller in self._holders if caller.name == name), None)
 
     def find(self, presented: str) -> Caller | None:
         """Return who holds a key; takes as long whichever it is, and if it is none."""

@@ -6,6 +6,8 @@ API keys, and the position of a Triton server in `triton_url` (never its address
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -23,6 +25,8 @@ SECONDS = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
+REASONS = ("queue_full", "deadline_queue", "deadline_idle")
+RATIOS = (0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 4.0)
 PREFIX = "cat_serve_"
 IN_PROCESS = "embedded"
 
@@ -54,16 +58,25 @@ class Metrics:
         self._key_images = self._counter("key_images", "Images that were made for an API key", ["key"])  # fmt: skip
         self._key_requests = self._counter("key_requests", "Requests with an API key", ["key", "status"])  # fmt: skip
         self._key_problems = self._counter("key_rejected", "Requests with an API key that were answered with a problem", ["key", "code"])  # fmt: skip
+        self._refused = self._counter("refused", "Requests that a queue did not take", ["model", "reason"])  # fmt: skip
+        self._ratio = self._histogram("prediction_ratio", "Time in queue and engine, divided by what was predicted", ["model"], RATIOS)  # fmt: skip
+        self._reloads = self._counter("reloads", "Models that a reload found changed", ["model", "outcome"])  # fmt: skip
         ProcessCollector(registry=self.registry)
 
     def watch(self, service: Service) -> None:
         """Show the service's present state, too, and every model from the start."""
         self.registry.register(_State(service))
         for name in service.models:
-            for metric in (self._queue, self._generate, self._encode, self._batch):
-                metric.labels(name)
-            self._images.labels(name)
-            self._bad.labels(name)
+            self.served(name)
+
+    def served(self, model: str) -> None:
+        """Show a model before anything of it is counted."""
+        for metric in (self._queue, self._generate, self._encode, self._batch, self._ratio):
+            metric.labels(model)
+        self._images.labels(model)
+        self._bad.labels(model)
+        for reason in REASONS:
+            self._refused.labels(model, reason)
 
     def made(
         self, model: str, images: int, queue_ms: float, generate_ms: float, key: str | None
@@ -78,6 +91,18 @@ class Metrics:
     def passed(self, model: str, images: int) -> None:
         """Count a forward pass."""
         self._child(self._batch, model).observe(images)
+
+    def refused(self, model: str, reason: str) -> None:
+        """Count a request that a queue did not take; the reasons are those of `cat_serve.admission`."""
+        self._child(self._refused, model, reason).inc()
+
+    def predicted(self, model: str, ratio: float) -> None:
+        """Count a request that took `ratio` times as long as was predicted."""
+        self._child(self._ratio, model).observe(ratio)
+
+    def reloaded(self, model: str, outcome: str) -> None:
+        """Count a model that a reload found changed: `replaced`, `added` or `failed`."""
+        self._child(self._reloads, model, outcome).inc()
 
     def bad(self, model: str, images: int) -> None:
         """Count images that must not be shown."""
@@ -151,7 +176,24 @@ class _State(Collector):
         ready.add_metric([], float(service.phase == "ready"))
         build = _gauge("build_info", "The package that runs", ["version"])
         build.add_metric([__version__], 1)
-        yield from (queued, passes, ready, build, *self._engines())
+        yield from (queued, passes, ready, build, self._tasks(), *self._engines(), *self._pace())
+
+    def _pace(self) -> Iterator[Metric]:
+        image = _gauge("pace_image_seconds", "What one image adds to a forward pass (a of a * images + b)", ["model", "graph"])  # fmt: skip
+        whole = _gauge("pace_pass_seconds", "What a forward pass takes besides (b)", ["model", "graph"])  # fmt: skip
+        wait = _gauge("predicted_seconds", "Until an image would be made that was asked for now", ["model", "graph"])  # fmt: skip
+        for labels, line, predicted_s in self._service.pace():
+            image.add_metric(labels, line.per_image_s)
+            whole.add_metric(labels, line.per_pass_s)
+            wait.add_metric(labels, predicted_s)
+        yield from (image, whole, wait)
+
+    def _tasks(self) -> Metric:
+        """Return how many asyncio tasks there are; none where the scrape is not answered by an event loop."""
+        tasks = _gauge("tasks", "asyncio tasks that have not ended", [])
+        with contextlib.suppress(RuntimeError):
+            tasks.add_metric([], len(asyncio.all_tasks()))
+        return tasks
 
     def _engines(self) -> Iterator[Metric]:
         ready = _gauge("engine_ready", "Whether an engine gets work", ["model", "endpoint"])

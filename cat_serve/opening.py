@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from cat_serve import backends
 from cat_serve.backends.base import EngineOptions, TritonOptions
 from cat_serve.backends.local import BackendFactory, LocalEngine
 from cat_serve.batching import Limits
+from cat_serve.keys import KeyRing, read_keys
+from cat_serve.loaded import EngineFactory
 from cat_serve.manifest import Artefact
-from cat_serve.repository import choose_default, find_repository, load_models
-from cat_serve.service import EngineFactory, Service
+from cat_serve.repository import (
+    choose_default,
+    find_repository,
+    load_models,
+    newest_versions,
+)
+from cat_serve.service import Service
 from cat_serve.settings import Settings
 
 
@@ -31,12 +39,29 @@ def service_of(
     """
     if artefacts is None:
         artefacts = load_models(find_repository(settings.model_repository))
+
+    def newest() -> dict[str, Path]:
+        return newest_versions(find_repository(settings.model_repository))
+
     return Service(
         artefacts,
         choose_default(artefacts, settings.model),
         engine_opener(settings, open_engine),
         settings.triton_concurrency if settings.backend == "triton" else settings.concurrency,
         limits_of(settings),
+        newest=newest,
+    )
+
+
+def keys_of(settings: Settings) -> KeyRing | None:
+    """Return the API keys of the settings; None if there are none.
+
+    Raises:
+        InvalidInput: see `read_keys`.
+    """
+    variable = settings.api_keys.get_secret_value() if settings.api_keys else None
+    return read_keys(
+        settings.api_keys_file, variable, settings.key_images_per_minute, settings.key_queued_images
     )
 
 

@@ -68,16 +68,25 @@ def load_models(repository: Path) -> dict[str, Artefact]:
     Raises:
         ArtefactError: there is no model, or one is damaged or lies under another model's name.
     """
-    models = {name: load_artefact(folder) for name, folder in newest_versions(repository).items()}
-    if not models:
+    newest = newest_versions(repository)
+    if not newest:
         raise ArtefactError(f"The model repository {repository} holds no model.", hint=_SET_IT)
-    for name, artefact in models.items():
-        if artefact.manifest.model != name:
-            raise ArtefactError(
-                f"The folder {name!r} holds the model {artefact.manifest.model!r}.",
-                hint="rename the folder to the name in the manifest",
-            )
-    return models
+    return {name: load_model(name, folder) for name, folder in newest.items()}
+
+
+def load_model(name: str, folder: Path) -> Artefact:
+    """Read and check a version folder of the model called `name`.
+
+    Raises:
+        ArtefactError: it is damaged, or another model.
+    """
+    artefact = load_artefact(folder)
+    if artefact.manifest.model != name:
+        raise ArtefactError(
+            f"The folder {name!r} holds the model {artefact.manifest.model!r}.",
+            hint="rename the folder to the name in the manifest",
+        )
+    return artefact
 
 
 def choose_default(models: Collection[str], wanted: str | None = None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -21,19 +21,21 @@ from cat_serve.classes import Classes
 from cat_serve.contract import StudioOutput
 from cat_serve.deadlines import NEVER, Deadline
 from cat_serve.errors import BackendUnavailable, BadOutput, CatServeError
+from cat_serve.loaded import EngineFactory, Loaded
 from cat_serve.manifest import Artefact, Determinism
 from cat_serve.metrics import Metrics
 from cat_serve.observation import current
+from cat_serve.pace import Line
+from cat_serve.reloading import ModelReload, Newest, Reloading
 from cat_serve.showable import require_showable
-from cat_serve.studio import Studio
+from cat_serve.slots import Slots
 from cat_serve.surface import served
+from cat_serve.versions import Versions
 from cat_serve.wanted import ServedModel, Wanted
 
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
-
-EngineFactory = Callable[[Artefact], Awaitable[Engine]]
 
 
 class Phase(StrEnum):
@@ -74,6 +76,7 @@ class Service:
         concurrency: forward passes at the same time, of all models together.
         limits: how large requests, passes and queues may be.
         metrics: where everything is counted.
+        newest: what a reload finds in the repository: the folder of every model's newest version.
     """
 
     def __init__(
@@ -84,23 +87,21 @@ class Service:
         concurrency: int = 2,
         limits: Limits | None = None,
         metrics: Metrics | None = None,
+        newest: Newest = dict,
     ) -> None:
         self.default = default
         self.limits = limits or Limits()
         self.metrics = metrics or Metrics()
-        self.models = {
-            name: ServedModel(artefact, Classes(name, artefact.manifest.class_names))
-            for name, artefact in artefacts.items()
-        }
+        self.models = {name: _served(artefact) for name, artefact in artefacts.items()}
         self._phase = Phase.STARTING
         self._reason = "the models are being loaded"
         self.failure: Exception | None = None
         self.settled = asyncio.Event()
         self._open_engine = open_engine
-        self._engines: dict[str, Engine] = {}
-        self._batchers: dict[str, Batcher] = {}
-        self._studios: dict[str, Studio] = {}
-        self._slots = asyncio.Semaphore(concurrency)
+        self._slots = Slots(concurrency)
+        self._versions = Versions()
+        self._reloading = Reloading(self._versions, newest, self._load, self._switch)
+        self._one_reload = asyncio.Lock()
         self.metrics.watch(self)
 
     @property
@@ -115,8 +116,8 @@ class Service:
     async def start(self) -> None:
         """Load, warm up and prove every model; afterwards the service is ready, or failed with a reason."""
         try:
-            for name, model in self.models.items():
-                await self._open(name, model.artefact)
+            for model in list(self.models.values()):
+                self._versions.switch(await self._load(model.artefact))
         except CatServeError as error:
             self._fail(error, error.message)
         except Exception as error:
@@ -149,12 +150,11 @@ class Service:
             BackendError: the engine failed.
             BadOutput: it made something that must not be shown.
         """
-        name, studio = request.model.name, request.needs_studio
-        with self._observed(request) as batcher:
-            asked_s = time.perf_counter()
+        studio = request.needs_studio
+        with self._observed(request) as loaded:
+            batcher, asked_s = loaded.batcher, time.perf_counter()
             if studio:
-                opening = self._studios[name].batcher()
-                batcher = await deadline.hold(opening, lambda: "queue")
+                batcher = await deadline.hold(loaded.studio.batcher(), lambda: "queue")
             opening_ms = 1e3 * (time.perf_counter() - asked_s)
             made = await batcher.submit(request, deadline, request.kept)
             made = replace(made, queue_ms=made.queue_ms + opening_ms)
@@ -163,7 +163,7 @@ class Service:
         output = made.output
         return GeneratedImages(
             output.images,
-            self.determinism(name, studio),
+            loaded.determinism(studio),
             made.queue_ms,
             made.generate_ms,
             output.stage_images if isinstance(output, StudioOutput) else None,
@@ -171,9 +171,8 @@ class Service:
 
     def determinism(self, name: str, studio: bool = False) -> Determinism:
         """Return what is promised of a model's bytes, or of its studio's; `latent` before its engine is loaded."""
-        if (engine := self.engine(name)) is None:
-            return "latent"
-        return (engine.studio_determinism or "latent") if studio else engine.determinism
+        loaded = self._versions.present(name)
+        return "latent" if loaded is None else loaded.determinism(studio)
 
     def stages(self, name: str) -> int:
         """Return how many stages of a model can be had; 0: neither stages nor mixtures."""
@@ -184,19 +183,44 @@ class Service:
 
     def engine(self, name: str) -> Engine | None:
         """Return the engine of a model; None before it is loaded."""
-        return self._engines.get(name)
+        loaded = self._versions.present(name)
+        return None if loaded is None else loaded.engine
 
     def queued_images(self, name: str) -> int:
         """Return how many images of a model wait and are in no forward pass."""
-        if name not in self._batchers:
-            return 0
-        return self._batchers[name].waiting + self._studios[name].waiting
+        return sum(loaded.queued_images for loaded in self._versions.all_of(name))
 
     def passes_in_flight(self, name: str) -> int:
         """Return how many forward passes of a model are under way."""
-        if name not in self._batchers:
-            return 0
-        return self._batchers[name].passes_in_flight + self._studios[name].passes_in_flight
+        return sum(loaded.passes_in_flight for loaded in self._versions.all_of(name))
+
+    def pace(self) -> Iterator[tuple[list[str], Line, float]]:
+        """Yield model and graph, how long its passes take, and in how many seconds one more image would be made."""
+        for loaded in self._versions.all_present():
+            for graph, line, predicted_s in loaded.pace():
+                yield [loaded.model.name, graph], line, predicted_s
+
+    @property
+    def revision(self) -> int:
+        """Grows whenever `models` has changed."""
+        return self._versions.revision
+
+    async def reload(self) -> list[ModelReload]:
+        """Read the repository again and serve what is new in it, one model after another; one reload at a time.
+
+        Raises:
+            BackendUnavailable: the service is not running, or no more.
+            ArtefactError: the repository cannot be read.
+        """
+        async with self._one_reload:
+            await self.settled.wait()
+            if self._phase is not Phase.READY:
+                raise self._not_ready(self._phase, self._reason)
+            reloads = await self._reloading.run()
+        for one in reloads:
+            if one.outcome in ("replaced", "added", "failed"):
+                self.metrics.reloaded(one.model, one.outcome)
+        return reloads
 
     async def scrape(self, accept: str) -> tuple[bytes, str]:
         """Return all metrics in the form that the scraper accepts, and its media type."""
@@ -210,25 +234,23 @@ class Service:
     async def close(self) -> None:
         """Make what waits, then free the engines."""
         self.stop_accepting()
-        for batcher in self._batchers.values():
-            await batcher.close()
-        for studio in self._studios.values():
-            await studio.close()
-        while self._engines:
-            await self._engines.popitem()[1].close()
+        async with self._one_reload:
+            await self._versions.close()
 
     @contextmanager
-    def _observed(self, request: Wanted) -> Iterator[Batcher]:
+    def _observed(self, request: Wanted) -> Iterator[Loaded]:
         """Note who asks for what, hold it to the caller's budget, and count images that must not be shown."""
         observed, name = current(), request.model.name
         observed.asked(request)
-        batcher = self._batcher(name)
+        loaded = self._loaded_for(request.model)
         try:
-            if observed.caller is None:
-                yield batcher
-            else:
-                with observed.caller.admitted(len(request), batcher.whole_seconds_for):
-                    yield batcher
+            with loaded.used():
+                if observed.caller is None:
+                    yield loaded
+                else:
+                    seconds_for = loaded.batcher.whole_seconds_for
+                    with observed.caller.admitted(len(request), seconds_for):
+                        yield loaded
         except BadOutput as error:
             self.metrics.bad(name, error.details["images"])
             raise
@@ -241,8 +263,8 @@ class Service:
 
     def _standing(self) -> tuple[Phase, str]:
         if self._phase is Phase.READY:
-            for engine in self._engines.values():
-                if (reason := engine.why_unavailable()) is not None:
+            for loaded in self._versions.all_present():
+                if (reason := loaded.engine.why_unavailable()) is not None:
                     return Phase.UNAVAILABLE, reason
         return self._phase, self._reason
 
@@ -250,25 +272,42 @@ class Service:
         self._phase, self._reason, self.failure = Phase.FAILED, reason.rstrip("."), error
         logger.info("not ready: %s", self._reason)
 
-    async def _open(self, name: str, artefact: Artefact) -> None:
+    async def _load(self, artefact: Artefact) -> Loaded:
+        """Open a model on its engine and prove it."""
         started = time.perf_counter()
-        engine = self._engines[name] = await self._open_engine(artefact)
-        self._studios[name] = Studio(name, engine.open_studio, self._queue_for)
-        self._batchers[name] = self._queue_for(engine)
-        spent_ms = 1e3 * (time.perf_counter() - started)
-        logger.info("opened %s@%s in %.0f ms", name, artefact.version, spent_ms)
+        model = _served(artefact)
+        loaded = Loaded(model, await self._open_engine(artefact), self._queue_for)
+        logger.info("opened %s in %.0f ms", model.label, 1e3 * (time.perf_counter() - started))
+        return loaded
+
+    def _switch(self, loaded: Loaded) -> None:
+        """Serve a new version from now on."""
+        self._versions.switch(loaded)
+        self.models = {**self.models, loaded.model.name: loaded.model}
+        self.metrics.served(loaded.model.name)
 
     def _queue_for(self, engine: Engine) -> Batcher:
         return Batcher(engine, self._slots, self.limits, self.metrics)
 
-    def _batcher(self, name: str) -> Batcher:
-        phase, reason = self._phase, self._reason
-        if name in self._engines and (unavailable := self._engines[name].why_unavailable()):
-            phase, reason = Phase.UNAVAILABLE, unavailable
-        if phase not in (Phase.READY, Phase.STOPPING) or name not in self._batchers:
-            raise BackendUnavailable(
-                f"The service is not ready: {reason}.",
-                hint="GET /readyz says when it is",
-                retry_after_s=RETRY_AFTER_S,
-            )
-        return self._batchers[name]
+    def _loaded_for(self, model: ServedModel) -> Loaded:
+        """Return what makes images of exactly this version of a model."""
+        if self._phase not in (Phase.READY, Phase.STOPPING):
+            raise self._not_ready(self._phase, self._reason)
+        if (loaded := self._versions.of(model)) is None:
+            replaced = f"{model.label} was replaced by another version"
+            raise self._not_ready(self._phase, self._reason or replaced)
+        if (reason := loaded.engine.why_unavailable()) is not None:
+            raise self._not_ready(Phase.UNAVAILABLE, reason)
+        return loaded
+
+    def _not_ready(self, phase: Phase, reason: str) -> BackendUnavailable:
+        return BackendUnavailable(
+            f"The service is not ready: {reason or phase}.",
+            hint="GET /readyz says when it is",
+            retry_after_s=RETRY_AFTER_S,
+        )
+
+
+def _served(artefact: Artefact) -> ServedModel:
+    manifest = artefact.manifest
+    return ServedModel(artefact, Classes(manifest.model, manifest.class_names))

@@ -40,6 +40,11 @@ class Studio:
         self._again_s = 0.0
 
     @property
+    def opened(self) -> Batcher | None:
+        """The queue, if somebody has needed it."""
+        return self._batcher
+
+    @property
     def waiting(self) -> int:
         return 0 if self._batcher is None else self._batcher.waiting
 

@@ -18,10 +18,11 @@ import pytest
 
 from cat_serve.backends.fake import FakeBackend
 from cat_serve.backends.local import LocalEngine
-from cat_serve.batching import Batcher, Limits, Made, Pace
+from cat_serve.batching import Batcher, Limits, Made
 from cat_serve.contract import Batch, Output
 from cat_serve.errors import BackendError, BackendUnavailable, InvalidInput, Overloaded
 from cat_serve.manifest import Artefact
+from cat_serve.slots import Slots
 
 pytestmark = pytest.mark.anyio
 
@@ -69,7 +70,7 @@ class Bench:
 async def bench(artefact: Artefact, concurrency: int = 1, **limits: Any) -> AsyncIterator[Bench]:
     engine = FakeBackend(artefact)
     local = LocalEngine(engine, concurrency)
-    batcher = Batcher(local, asyncio.Semaphore(concurrency), Limits(**limits))
+    batcher = Batcher(local, Slots(concurrency), Limits(**limits))
     yield Bench(batcher, engine)
     await batcher.close()
     await local.close()
@@ -173,18 +174,6 @@ async def test_queue_counts_images_and_refuses_at_once(artefact: Artefact, steps
         assert not any(3 in batch.class_id for batch in at.engine.batches)
 
 
-def test_pace_tells_whole_seconds_from_what_was_measured() -> None:
-    pace = Pace()
-    assert pace.whole_seconds_for(1000) == 1  # nothing measured
-    pace.add(images=10, seconds=2.0)
-    assert pace.whole_seconds_for(1) == 1
-    assert pace.whole_seconds_for(100) == 20
-    assert pace.whole_seconds_for(101) == 21
-    for _ in range(60):
-        pace.add(images=10, seconds=0.1)
-    assert pace.whole_seconds_for(1000) == 11  # 10.0.. s: old passes hardly count
-
-
 async def test_engines_failure_fails_the_rows_of_that_pass_only(
     artefact: Artefact, steps: Any
 ) -> None:
@@ -282,7 +271,7 @@ async def test_cancelling_during_the_delay_leaves_nothing_behind(artefact: Artef
 
 async def test_models_share_the_slots(artefact: Artefact, steps: Any) -> None:
     engines = [FakeBackend(artefact, before=steps) for _ in range(2)]
-    slots = asyncio.Semaphore(1)
+    slots = Slots(1)
     local = [LocalEngine(engine, 4) for engine in engines]
     batchers = [Batcher(engine, slots, Limits()) for engine in local]
     asked = [asyncio.create_task(one.submit(Wish(0, 80))) for one in batchers]

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import uvicorn
 
-from cat_serve.batching import Pace
 from cat_serve.deadlines import NEVER, Deadline
 from cat_serve.errors import DeadlineExceeded
 from cat_serve.web import generate
@@ -135,17 +134,6 @@ async def test_deadline_that_not_even_an_idle_engine_can_keep_is_refused_at_once
         assert_late(await ask(running, "class=1", 100), "queue", 100)
         assert time.perf_counter() - began < 0.1
         assert len(running.engine.batches) == passes
-
-
-def test_slow_start_does_not_refuse_short_deadlines_for_ever() -> None:
-    pace = Pace()
-    assert not pace.too_slow_for(0.001)  # nothing measured
-    pace.add(images=1, seconds=10.0)
-    assert pace.too_slow_for(1.0)
-    assert any(not pace.too_slow_for(1.0) for _ in range(30))
-    pace.add(images=1, seconds=0.5)
-    assert not pace.too_slow_for(1.0)
-    assert pace.too_slow_for(0.4)
 
 
 async def test_time_that_ran_out_inside_the_work_is_the_works_own() -> None:

@@ -56,9 +56,9 @@ class Shop:
         first = len(self.engine.sizes)
         self.engine.free.clear()
         asked = [asyncio.create_task(self.post(query)) for query in queries]
-        (batcher,) = self.app.state.service._batchers.values()
+        service = self.app.state.service
         async with asyncio.timeout(20):
-            while batcher.waiting + sum(self.engine.sizes[first:]) < images:
+            while service.queued_images("fashion-32") + sum(self.engine.sizes[first:]) < images:
                 await asyncio.sleep(0.001)
             self.engine.free.set()
             return await asyncio.gather(*asked)

@@ -59,7 +59,7 @@ async def test_engine_that_fails_once_fails_one_pass(run_app: Any, steps: Any) -
 
 
 def waiting(running: Any) -> int:
-    return sum(batcher.waiting for batcher in running.service._batchers.values())
+    return sum(map(running.service.queued_images, running.service.models))
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from cat_serve.contract import Batch, Output
 from cat_serve.deadlines import Deadline
 from cat_serve.errors import BackendError, BackendUnavailable, DeadlineExceeded, Overloaded
 from cat_serve.manifest import Artefact, Determinism
+from cat_serve.slots import Slots
 
 pytestmark = pytest.mark.anyio
 
@@ -77,7 +78,7 @@ class Elsewhere:
 class Bench:
     batcher: Batcher
     engine: Elsewhere
-    slots: asyncio.Semaphore
+    slots: Slots
 
     def ask(self, wish: Wish, deadline_ms: float = 60_000) -> asyncio.Task[Made]:
         return asyncio.create_task(self.batcher.submit(wish, Deadline.after(deadline_ms)))
@@ -90,12 +91,12 @@ class Bench:
 
 @asynccontextmanager
 async def bench(artefact: Artefact, concurrency: int = 4, **limits: Any) -> AsyncIterator[Bench]:
-    engine, slots = Elsewhere(artefact), asyncio.Semaphore(concurrency)
+    engine, slots = Elsewhere(artefact), Slots(concurrency)
     batcher = Batcher(engine, slots, Limits(**limits))
     yield Bench(batcher, engine, slots)
     engine.go.set()
     await asyncio.wait_for(batcher.close(), 20)
-    assert slots._value == concurrency  # every place was given back
+    assert slots.taken == 0  # every place was given back
 
 
 @pytest.fixture

@@ -1,0 +1,81 @@
+"""Which version of each model is served, and those that are on their way out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from cat_serve.loaded import Loaded
+from cat_serve.wanted import ServedModel
+
+logger = logging.getLogger(__name__)
+
+# Who resolved a model just before the switch asks for its images just after; nothing is cheaper than to wait.
+LINGER_S = 1.0
+
+
+class Versions:
+    """Owns what is loaded, until it is closed; used by one event loop.
+
+    Attributes:
+        revision: grows with every switch.
+    """
+
+    def __init__(self) -> None:
+        self.revision = 0
+        self._present: dict[str, Loaded] = {}
+        self._leaving: dict[Loaded, asyncio.Task[None]] = {}
+        self._closing = asyncio.Event()
+
+    def present(self, name: str) -> Loaded | None:
+        """Return the version of a model that is served; None before it is loaded."""
+        return self._present.get(name)
+
+    def all_present(self) -> list[Loaded]:
+        return list(self._present.values())
+
+    def all_of(self, name: str) -> list[Loaded]:
+        """Return what is loaded of a model, also what is on its way out."""
+        every = [*self._present.values(), *self._leaving]
+        return [loaded for loaded in every if loaded.model.name == name]
+
+    def of(self, model: ServedModel) -> Loaded | None:
+        """Return what makes the images of this very version; None if it is gone."""
+        present = self._present.get(model.name)
+        candidates = [present, *self._leaving] if present is not None else self._leaving
+        for loaded in candidates:
+            if (loaded.model.name, loaded.version) == (model.name, model.artefact.version):
+                return loaded
+        return None
+
+    def switch(self, loaded: Loaded) -> None:
+        """Serve this version from now on; what was admitted to the one before is made there, and then that is freed."""
+        before = self._present.get(loaded.model.name)
+        self._present[loaded.model.name] = loaded
+        self.revision += 1
+        if before is not None:
+            self._leaving[before] = asyncio.create_task(self._retire(before))
+
+    async def until_retired(self) -> None:
+        """Wait until all versions that were replaced are freed."""
+        await asyncio.gather(*self._leaving.values())
+
+    async def close(self) -> None:
+        """Make what waits, then free everything."""
+        self._closing.set()
+        await self.until_retired()
+        for loaded in self._present.values():
+            await loaded.finish()
+        while self._present:
+            await self._present.popitem()[1].close()
+
+    async def _retire(self, loaded: Loaded) -> None:
+        try:
+            async with asyncio.timeout(LINGER_S):
+                await self._closing.wait()
+        except TimeoutError:
+            pass
+        await loaded.until_unused()
+        del self._leaving[loaded]
+        await loaded.close()
+        logger.info("closed %s", loaded.model.label)
