@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 from cat_serve import __version__
-from cat_serve.cli import bench, doctor, generate, listings, reproduce, serve
+from cat_serve.cli import bench, doctor, generate, importing, listings, reproduce, serve
 from cat_serve.cli.arguments import read_settings
 from cat_serve.commands import FAILED, OK, explain_failure
 from cat_serve.errors import CatServeError
@@ -17,7 +17,7 @@ __all__ = ["build_parser", "main", "read_settings"]
 
 # Every module here has add_to(commands), which adds its parsers with the default `run`: what it does with the parsed
 # arguments. None is a clean end, a number is the exit code.
-COMMANDS = (serve, listings, generate, reproduce, bench, doctor)
+COMMANDS = (serve, listings, generate, reproduce, bench, doctor, importing)
 
 
 def build_parser() -> argparse.ArgumentParser:
