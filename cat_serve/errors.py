@@ -5,7 +5,8 @@ CatServeError
  |   |- UnknownClass
  |   `- UnknownModel
  |- ArtefactError           a file that is missing, damaged or made for something else
- |   `- CheckpointError
+ |   |- CheckpointError
+ |   `- ReloadFailed        the model repository has something new that cannot be served
  |- MissingDependency       this machine lacks a package, a device or a data set
  |- DataError               training data that cannot be used
  |- TrainingDiverged        a loss or a gradient stopped being finite
@@ -73,6 +74,10 @@ class ArtefactError(CatServeError):
 
 class CheckpointError(ArtefactError):
     code = "bad_checkpoint"
+
+
+class ReloadFailed(ArtefactError):
+    code = "reload_failed"
 
 
 class MissingDependency(CatServeError):

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -133,9 +133,9 @@ def _refused(name: str, before: str | None, error: Exception) -> ModelReload:
     return ModelReload(name, "failed", before, before, "an unexpected error; the log has it")
 
 
-@contextmanager
-def on_hangup(reload: Callable[[], Awaitable[Any]]) -> Iterator[None]:
-    """Reload at every SIGHUP while the block runs, inside a running event loop; failures are in the log."""
+@asynccontextmanager
+async def on_hangup(reload: Callable[[], Awaitable[Any]]) -> AsyncIterator[None]:
+    """Reload at every SIGHUP while the block runs; failures are in the log."""
     loop, running = asyncio.get_running_loop(), set[asyncio.Task[None]]()
 
     async def reload_logged() -> None:

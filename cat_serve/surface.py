@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from cat_serve.deadlines import NEVER, Deadline
@@ -15,6 +15,7 @@ from cat_serve.wanted import ServedModel, Wanted
 
 if TYPE_CHECKING:
     from cat_serve.batching import Limits
+    from cat_serve.reloading import ModelReload
     from cat_serve.service import GeneratedImages, Phase
 
 
@@ -71,7 +72,12 @@ class ImageService(Protocol):
 
     async def generate(self, request: Wanted, deadline: Deadline = NEVER) -> GeneratedImages: ...
 
+    @property
+    def revision(self) -> int: ...
+
     async def scrape(self, accept: str) -> tuple[bytes, str]: ...
+
+    async def reload(self) -> Sequence[ModelReload]: ...
 
     async def start(self) -> None: ...
 

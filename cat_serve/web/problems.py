@@ -82,6 +82,7 @@ PROBLEMS: dict[str, Kind] = {
     "unknown_version":     Kind(404, "The model has no such version here"),
     "not_found":           Kind(404, "There is no such address"),
     "method_not_allowed":  Kind(405, "This address does not take this method"),
+    "reload_failed":       Kind(409, "Not everything in the model repository can be served"),
     # the request may be sent again as it is
     "overloaded":          Kind(429, "Too many images are waiting"),
     "budget_exceeded":     Kind(429, "The budget of the API key does not allow so many images now"),
