@@ -21,9 +21,12 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cat_serve.errors import BudgetExceeded, InvalidInput, NeverInTime, Overloaded
+
+if TYPE_CHECKING:
+    from cat_serve.settings import Settings
 
 MIN_KEY_CHARACTERS = 16
 MINUTE_S = 60.0
@@ -137,6 +140,18 @@ class KeyRing:
             if hmac.compare_digest(digest, known):
                 found = caller
         return found
+
+
+def keys_of(settings: Settings) -> KeyRing | None:
+    """Return the keys that the settings name; None if they name none.
+
+    Raises:
+        InvalidInput: see `read_keys`.
+    """
+    variable = settings.api_keys.get_secret_value() if settings.api_keys else None
+    return read_keys(
+        settings.api_keys_file, variable, settings.key_images_per_minute, settings.key_queued_images
+    )
 
 
 def read_keys(

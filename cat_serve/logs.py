@@ -25,7 +25,7 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         line = super().formatMessage(record)
-        facts = " ".join(f"{name}={value}" for name, value in _facts(record).items())
+        facts = " ".join(f"{name}={value}" for name, value in facts_of(record).items())
         return f"{line} {facts}" if facts else line
 
 
@@ -39,7 +39,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **_facts(record),
+            **facts_of(record),
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
@@ -52,19 +52,30 @@ FORMATTERS: dict[LogFormat, type[logging.Formatter]] = {
 }
 
 
-def configure(level: str, log_format: LogFormat) -> None:
+def configure(level: str, log_format: LogFormat, pid: bool = False) -> None:
     """Send everything that is logged in this process, by other packages too, to stderr in one form.
 
     A process whose logging was set up by somebody else keeps that.
+
+    Args:
+        pid: whether every line says which process wrote it.
     """
     if logging.root.handlers:
         return
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(FORMATTERS[log_format]())
+    if pid:
+        handler.addFilter(_with_pid)
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(True)
 
 
-def _facts(record: logging.LogRecord) -> Mapping[str, Any]:
+def facts_of(record: logging.LogRecord) -> Mapping[str, Any]:
+    """Return the facts of a record that are known."""
     facts: Mapping[str, Any] = getattr(record, "facts", {})
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def _with_pid(record: logging.LogRecord) -> bool:
+    record.facts = {**facts_of(record), "pid": record.process}
+    return True

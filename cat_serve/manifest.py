@@ -7,6 +7,7 @@ manifest hashes every file that is executed, the version names the bytes that ma
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -187,22 +188,31 @@ def read_manifest(path: Path) -> Manifest:
                 hint=f"export it again with this version of the package: "
                 f"{EXPORT} checkpoints/{path.parent.parent.name}.safetensors --repository FOLDER",
             )
-        if unknown := values.keys() - {f.name for f in fields(Manifest)}:
-            raise ValueError(f"unknown keys {sorted(unknown)}")
-        golden: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values["golden"].items()
-        }
-        height, width = values["image_size"]
-        parts = {
-            "files": {name: FileRecord(**entry) for name, entry in values["files"].items()},
-            "golden": Golden(**golden),
-            "class_names": tuple(values["class_names"]),
-            "z_shape": tuple(values["z_shape"]),
-            "image_size": (height, width),
-        }
-        return Manifest(**(values | parts))
+        return manifest_of(values)
     except (ValueError, KeyError, TypeError) as error:
         raise ArtefactError(
             f"The manifest of {path.parent.parent.name!r} is damaged: {error}",
             hint="restore it, or export the model again",
         ) from error
+
+
+def manifest_of(values: Mapping[str, Any]) -> Manifest:
+    """Return the manifest that these JSON values are.
+
+    Raises:
+        ValueError, KeyError, TypeError: they are none.
+    """
+    if unknown := values.keys() - {f.name for f in fields(Manifest)}:
+        raise ValueError(f"unknown keys {sorted(unknown)}")
+    golden: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in values["golden"].items()
+    }
+    height, width = values["image_size"]
+    parts = {
+        "files": {name: FileRecord(**entry) for name, entry in values["files"].items()},
+        "golden": Golden(**golden),
+        "class_names": tuple(values["class_names"]),
+        "z_shape": tuple(values["z_shape"]),
+        "image_size": (height, width),
+    }
+    return Manifest(**{**values, **parts})

@@ -9,7 +9,6 @@ from cat_serve import backends
 from cat_serve.backends.base import EngineOptions, TritonOptions
 from cat_serve.backends.local import BackendFactory, LocalEngine
 from cat_serve.batching import Limits
-from cat_serve.keys import KeyRing, read_keys
 from cat_serve.loaded import EngineFactory
 from cat_serve.manifest import Artefact
 from cat_serve.repository import (
@@ -50,18 +49,6 @@ def service_of(
         settings.triton_concurrency if settings.backend == "triton" else settings.concurrency,
         limits_of(settings),
         newest=newest,
-    )
-
-
-def keys_of(settings: Settings) -> KeyRing | None:
-    """Return the API keys of the settings; None if there are none.
-
-    Raises:
-        InvalidInput: see `read_keys`.
-    """
-    variable = settings.api_keys.get_secret_value() if settings.api_keys else None
-    return read_keys(
-        settings.api_keys_file, variable, settings.key_images_per_minute, settings.key_queued_images
     )
 
 

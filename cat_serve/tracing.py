@@ -7,7 +7,7 @@ A request is a span of the kind server, continued from the client's `traceparent
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cat_serve import __version__
@@ -46,13 +46,21 @@ class Tracing:
         )
         return RequestTrace(self._tracer, span)
 
+    def continued(self, metadata: Iterable[tuple[str, str]]) -> ContinuedTrace | None:
+        """Return the trace of a request that another process of this service began; None if it did not say which."""
+        from opentelemetry import propagate, trace
+
+        context = propagate.extract(dict(metadata))
+        span = trace.get_current_span(context)
+        return ContinuedTrace(self._tracer, span) if span.get_span_context().is_valid else None
+
     def close(self) -> None:
         """Send what was not sent yet; blocking."""
         self._provider.shutdown()
 
 
-class RequestTrace:
-    """The span of one request; see `Trace`."""
+class ContinuedTrace:
+    """The stages below a request's span that is ended elsewhere; see `Trace`."""
 
     def __init__(self, tracer: Any, span: Span) -> None:
         self._tracer = tracer
@@ -60,6 +68,10 @@ class RequestTrace:
 
     def stages(self) -> SpanStages:
         return SpanStages(self._tracer, self._span)
+
+
+class RequestTrace(ContinuedTrace):
+    """The span of one request; see `Trace`."""
 
     def end(self, method: str, route: str, status: int, observed: Observation) -> None:
         """End the span and say what came of the request."""

@@ -27,12 +27,12 @@ def add_to(commands: Any) -> None:
     parser.set_defaults(run=_run)
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> int | None:
     settings = read_settings(arguments)
     if arguments.print_config is None:
-        serve(settings)
-    else:
-        print_config(settings, arguments.print_config)
+        return serve(settings)
+    print_config(settings, arguments.print_config)
+    return None
 
 
 def print_config(settings: Settings, form: str) -> None:
@@ -43,12 +43,18 @@ def print_config(settings: Settings, form: str) -> None:
     print(json.dumps(configuration.as_object(settings)) if as_json else configuration.as_text(settings))  # fmt: skip
 
 
-def serve(settings: Settings) -> None:
-    """Serve until a signal."""
+def serve(settings: Settings) -> int | None:
+    """Serve until a signal: in this process, or as the supervisor of several."""
     from cat_serve import logs
 
+    if settings.workers > 1:
+        from cat_serve.workers.supervisor import supervise
+
+        logs.configure(settings.log_level, settings.log_format, pid=True)
+        return supervise(settings)
     logs.configure(settings.log_level, settings.log_format)
     artefacts, _ = read_models(settings)
     from cat_serve.web.server import serve as serve_http
 
     serve_http(settings, artefacts)
+    return None

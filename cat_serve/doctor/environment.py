@@ -113,7 +113,7 @@ def _disk(settings: Settings) -> Finding:
 
 
 def _ports(settings: Settings) -> Iterator[Finding]:
-    from cat_serve.web.server import ADMIN_SETTING, bind
+    from cat_serve.web.listening import ADMIN_SETTING, bind
 
     wanted = [("port", settings.host, settings.port, "")]
     if settings.admin_port is not None:

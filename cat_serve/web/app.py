@@ -13,7 +13,7 @@ from fastapi_offline import FastAPIOffline
 
 from cat_serve import __version__
 from cat_serve.backends.local import BackendFactory
-from cat_serve.keys import read_keys
+from cat_serve.keys import KeyRing, keys_of
 from cat_serve.manifest import Artefact
 from cat_serve.opening import service_of
 from cat_serve.settings import Settings
@@ -33,7 +33,7 @@ from cat_serve.web import (
     schemas,
 )
 from cat_serve.web.authorization import SCHEMES, RequireKey
-from cat_serve.web.middleware import BodyLimit, RequestId
+from cat_serve.web.middleware import BodyLimit, Head, RequestId, RequestLimits
 from cat_serve.web.observed import Observed
 
 DESCRIPTION = """One-step class-conditional images.
@@ -64,11 +64,15 @@ def create_app(
         ArtefactError: a model is damaged, or there is none.
         InvalidInput: the default model is not there.
     """
-    return application(settings, service_of(settings, artefacts, open_engine), tracing)
+    service = service_of(settings, artefacts, open_engine)
+    return application(settings, service, keys_of(settings), tracing)
 
 
 def application(
-    settings: Settings, service: ImageService, tracing: Tracing | None = None
+    settings: Settings,
+    service: ImageService,
+    keys: KeyRing | None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """Return the application in front of a service, which it starts and closes."""
     app: FastAPI = FastAPIOffline(  # the documentation page must not need other hosts
@@ -84,7 +88,7 @@ def application(
     app.include_router(playground.router)
     if settings.admin_port is None:
         app.include_router(admin.router)
-    _add_middleware(app, settings)
+    _add_middleware(app, settings, keys)
     most = settings.max_images_per_request
     openai = openai_images.accepted(most)
     frames = interpolate.accepted(service.limits.most_frames)
@@ -98,16 +102,14 @@ def application(
     return app
 
 
-def _add_middleware(app: FastAPI, settings: Settings) -> None:
+def _add_middleware(app: FastAPI, settings: Settings, keys: KeyRing | None) -> None:
     """Wrap the application; what is added last is outermost."""
-    variable = settings.api_keys.get_secret_value() if settings.api_keys else None
-    keys = read_keys(
-        settings.api_keys_file, variable, settings.key_images_per_minute, settings.key_queued_images
-    )
     app.state.has_keys = keys is not None
-    app.add_middleware(BodyLimit)
+    app.add_middleware(BodyLimit, timeout_s=settings.request_timeout_s)
     if keys is not None:
         app.add_middleware(RequireKey, keys)
+    app.add_middleware(RequestLimits)
+    app.add_middleware(Head)
     app.add_middleware(
         Observed, app.state.service.metrics, app.state.tracing, lambda: app.openapi()["paths"]
     )
@@ -131,20 +133,17 @@ def _document(app: FastAPI) -> None:
     """Add the schemas that no route declares to the OpenAPI document: problems, and images as JSON."""
     make = app.openapi
 
-    @functools.cache  # what is made is changed in place
-    def documented() -> dict[str, Any]:
+    @functools.lru_cache(maxsize=1)  # what is made is changed in place
+    def documented(revision: int) -> dict[str, Any]:
+        app.openapi_schema = None
         document = make()
         parts = document["components"]["schemas"]
         for model in (bodies.Problem, bodies.ImagesAnswer):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             parts |= schema.pop("$defs", {})
             parts[model.__name__] = schema
-        parts.pop("HTTPValidationError", None)
-        parts.pop("ValidationError", None)
-        if app.state.has_keys:
-            document["components"]["securitySchemes"] = SCHEMES
-            document["security"] = [{name: []} for name in SCHEMES]
         openapi.declare_served(document, app.state.service)
+        openapi.declare_keys(document, SCHEMES if app.state.has_keys else None)
         return document
 
-    app.openapi = documented  # type: ignore[method-assign]
+    app.openapi = lambda: documented(app.state.service.revision)  # type: ignore[method-assign]

@@ -16,6 +16,7 @@ from cat_serve.web.schemas import CLASS_FORMAT, MAX_NAME_CHARACTERS, SEEDS_FORMA
 
 SCHEMAS = "#/components/schemas/"
 NULL = {"type": "null"}
+MOST_IN_EXAMPLE = 11  # seeds, as in 0-9,42
 FASTAPI_ERROR = "HTTPValidationError"
 REQUIRED = {
     "GenerateParameters": "class",
@@ -56,6 +57,7 @@ def declare_served(document: dict[str, Any], service: ImageService) -> None:
     stages = max(model.artefact.manifest.stages for model in service.models.values())
     _bound(document, "stage", stages)
     _bound(document, "class", most - 1)
+    _fit_examples(document, service.limits.max_images_per_request)
 
 
 def mixture_example(classes: int) -> str:
@@ -107,6 +109,32 @@ def _declare_models(document: dict[str, Any], models: Mapping[str, ServedModel])
             for word in ("type", "minLength", "maxLength", "items"):
                 schema.pop(word, None)
             schema["anyOf"] = [*kinds, NULL] if was_null else kinds
+
+
+def _fit_examples(document: dict[str, Any], most: int) -> None:
+    """Show only what a server with this limit makes."""
+    for schema in _declared(document, "n"):
+        if schema.get("examples"):
+            schema["examples"] = [min(most, example) for example in schema["examples"]]
+    for schema in _declared(document, "seeds"):
+        if schema.get("examples"):
+            schema["examples"] = [seeds_example(most)]
+    for operations in document["paths"].values():
+        body = operations.get("post", {}).get("requestBody", {}).get("content", {})
+        shown = body.get("application/json", {}).get("examples", {})
+        for title in [t for t, e in shown.items() if e["value"].get("n", 1) > most]:
+            del shown[title]
+        for example in shown.values():
+            if "seeds" in example["value"]:
+                example["value"] = {**example["value"], "seeds": seeds_example(most)}
+
+
+def seeds_example(most: int) -> str:
+    """Return seeds of at most so many images."""
+    if most == 1:
+        return "42"
+    last = min(most, MOST_IN_EXAMPLE) - 2
+    return f"0-{last},42" if last else "0,42"
 
 
 def _latent(shape: Sequence[int]) -> dict[str, Any]:
