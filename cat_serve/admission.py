@@ -42,10 +42,9 @@ class Door:
             raise deadline.hopeless(idle_s)
         if waiting + images > self._limit:
             raise self._full(images, waiting)
-        predicted_s = self._forecast.request_s(images)
-        if predicted_s is not None and predicted_s > left_s:
-            raise self._late(images, waiting, deadline, predicted_s)
-        return predicted_s
+        if deadline.exists and (late_s := self._forecast.late_s(images, left_s)) is not None:
+            raise self._late(images, waiting, deadline, late_s)
+        return self._forecast.request_s(images)
 
     def again(self, refused: Overloaded) -> Overloaded:
         """Return the error of an engine whose own queue was full, with the time to come again."""

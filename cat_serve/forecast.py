@@ -82,9 +82,7 @@ class Forecast:
         if self._alone.line is None:
             return None
         own, _ = turns((), images, self._max_batch, self._apart)
-        works = [self._alone.seconds_for(size) for size in own]
-        idle_s = completed_s((), works, None, self._slots.places, not self._apart)
-        return idle_s + self._lingers_s(images)
+        return self._completed_alone_s(self._alone, own) + self._lingers_s(images)
 
     def refuses(self, images: int, left_s: float) -> float | None:
         """Return `idle_s` if not even an idle engine makes it in the time that is left, else None; see `Pace.refuses`."""
@@ -93,6 +91,19 @@ class Forecast:
         if predicted_s is None or not self._alone.refuses(largest, predicted_s, left_s):
             return None
         return predicted_s
+
+    def late_s(self, images: int, left_s: float) -> float | None:
+        """Return `request_s` if the queue is too long for the time that is left, else None.
+
+        Where nobody else waits or runs, the queue is never too long; whether an idle engine is quick enough
+        is for `refuses` to say, which now and then lets somebody through.
+        """
+        if (predicted_s := self.request_s(images)) is None:
+            return None
+        own, _ = turns((), images, self._max_batch, self._apart)
+        alone_s = self._completed_alone_s(self._pace, own) + self._lingers_s(images)
+        own_s = self._alone.trust * (self.idle_s(images) or 0.0)
+        return predicted_s if max(0.0, predicted_s - alone_s) + own_s > left_s else None
 
     def running(self) -> list[float]:
         """See `Queue.running`; a pass that takes longer than expected is expected to end now."""
@@ -120,6 +131,10 @@ class Forecast:
         if self._apart:
             return [size for rows in waiting for size in _cut(rows, self._max_batch)]
         return _cut(sum(waiting), self._max_batch)
+
+    def _completed_alone_s(self, pace: Pace, own: Sequence[int]) -> float:
+        works = [pace.seconds_for(size) for size in own]
+        return completed_s((), works, None, self._slots.places, not self._apart)
 
     def _completed_s(self, own: Sequence[int], later: Sequence[int]) -> float | None:
         """Return when the passes of the sizes `own` are made, with those of other queues between them."""

@@ -31,6 +31,7 @@ class Pace:
 
     Attributes:
         passes: how many were seen.
+        trust: what the prediction counts for, see `refuses`; 1 until somebody was refused.
     """
 
     def __init__(self) -> None:
@@ -38,7 +39,7 @@ class Pace:
         self._weight = 0.0
         self._n = self._nn = self._t = self._nt = 0.0
         self._line: Line | None = None
-        self._trust = 1.0
+        self.trust = 1.0
         self._refused = 0
 
     @property
@@ -57,7 +58,7 @@ class Pace:
         self._nt = memory * self._nt + images * seconds
         self._line = self._fitted()
         if images >= self._refused:  # what was refused would have been a pass like this one
-            self._trust, self._refused = 1.0, 0
+            self.trust, self._refused = 1.0, 0
 
     def seconds_for(self, images: int) -> float:
         """Return how long a pass of so many images takes; 0 before the first pass."""
@@ -69,9 +70,9 @@ class Pace:
         Every refusal makes the prediction count for less until a pass as large has been seen, so that one slow start
         cannot refuse for ever: now and then somebody is let through, and shows how it is.
         """
-        if self._trust * predicted_s <= left_s:
+        if self.trust * predicted_s <= left_s:
             return False
-        self._trust *= PATIENCE
+        self.trust *= PATIENCE
         self._refused = max(self._refused, images)
         return True
 

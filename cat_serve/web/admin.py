@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 
 from cat_serve import __version__
 from cat_serve.configuration import as_object
+from cat_serve.errors import ArtefactError, ReloadFailed
 from cat_serve.settings import Settings
 from cat_serve.surface import ImageService
 from cat_serve.web import problems, routes
 from cat_serve.web.dependencies import TheService, only
 from cat_serve.web.dependencies import problems as problems_of
-from cat_serve.web.middleware import BodyLimit, RequestId
+from cat_serve.web.middleware import BodyLimit, Head, RequestId, RequestLimits
 
 router = APIRouter()
 
@@ -35,8 +37,29 @@ async def metrics(request: Request, service: TheService) -> Response:
     return Response(content, headers={"Content-Type": media_type})
 
 
+async def reload(service: TheService) -> dict[str, Any]:
+    """Read the model repository again and serve what is new in it.
+
+    Raises:
+        ReloadFailed: it cannot be read, or something new in it cannot be served; what was served is served on.
+        BackendUnavailable: the service is not running.
+    """
+    try:
+        models = await service.reload()
+    except ArtefactError as error:
+        raise ReloadFailed(error.message, hint=error.hint, models=[]) from error
+    told = [{k: v for k, v in asdict(one).items() if v is not None} for one in models]
+    for one in models:
+        if one.outcome == "failed":
+            on = f"{one.before} serves on" if one.before else "it is not served"
+            raise ReloadFailed(
+                f"{one.model}: {on}. {one.reason}", hint=one.hint, model=one.model, models=told
+            )
+    return {"models": told}
+
+
 def create_admin_app(service: ImageService, settings: Settings) -> FastAPI:
-    """Return the application of the admin port: /metrics, /healthz, /readyz and /config.
+    """Return the application of the admin port: /metrics, /healthz, /readyz, /config and /reload.
 
     It asks for no key: keep its address to yourself.
     """
@@ -51,7 +74,10 @@ def create_admin_app(service: ImageService, settings: Settings) -> FastAPI:
         return as_object(settings)
 
     app.add_api_route("/config", config, dependencies=[only()])
-    app.add_middleware(BodyLimit)
+    app.add_api_route("/reload", reload, methods=["POST"], dependencies=[only()])
+    app.add_middleware(BodyLimit, timeout_s=settings.request_timeout_s)
+    app.add_middleware(RequestLimits)
+    app.add_middleware(Head)
     app.add_middleware(RequestId)
     problems.install(app, {})
     return app
