@@ -1,0 +1,1 @@
+"""Bad days on purpose: load, faults and abuse, and what the service promised meanwhile. See docs/reliability.md."""
