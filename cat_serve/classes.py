@@ -20,7 +20,7 @@ EXAMPLE_MODEL = (
     "cat-m2-256"  # what to name to somebody who asks a small model for an ImageNet class
 )
 
-_INTEGER = re.compile(r"[+-]?[0-9]+")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,100}")  # more digits are no index, and int() refuses 4,300
 
 
 def imagenet_names() -> tuple[str, ...]:

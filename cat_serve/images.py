@@ -10,14 +10,16 @@ from __future__ import annotations
 import io
 import json
 import math
+import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin
 
-from cat_serve.errors import InvalidInput
+from cat_serve.errors import CatServeError, InvalidInput
 
 Format = Literal["png", "jpeg", "webp", "npy"]
 
@@ -85,17 +87,11 @@ def read_parameters(data: bytes) -> dict[str, Any]:
     Raises:
         InvalidInput: this is no such image, or it has none.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=[*READABLE]) as image:
-            text = _text_of(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InvalidInput(
-            "This is not a PNG, JPEG, WebP or GIF that can be read.",
-            hint="give the file as it was got",
-        ) from error
+    with opened(data) as image:
+        text = _text_of(image)
     try:
         parameters = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         parameters = None
     if not isinstance(parameters, dict):
         raise InvalidInput(
@@ -103,6 +99,28 @@ def read_parameters(data: bytes) -> dict[str, Any]:
             hint="programs that edit or convert an image often drop its metadata",
         )
     return parameters
+
+
+@contextmanager
+def opened(data: bytes) -> Iterator[Image.Image]:
+    """Open a PNG, JPEG, WebP or GIF that may come from anybody, for as long as the block takes.
+
+    Raises:
+        InvalidInput: it is none, it is damaged, also if the block finds out, or it has more pixels than Pillow decodes
+            without a warning.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=[*READABLE]) as image:
+                yield image
+    except CatServeError:
+        raise
+    except Exception as error:  # of a damaged file decoders raise whatever they stumble over
+        raise InvalidInput(
+            "This is not a PNG, JPEG, WebP or GIF that can be read.",
+            hint="give the file as it was got",
+        ) from error
 
 
 def _text_of(image: Image.Image) -> str:

@@ -189,7 +189,7 @@ def _of_file(file: Path) -> list[tuple[str, dict[str, Any]]]:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise _refused(f"The file cannot be read: {error.strerror}.") from error
-    except ValueError:  # its message may show a line of the file
+    except (ValueError, RecursionError):  # its message may show a line of the file
         raise _refused("The file is no TOML of names and keys.") from None
     return [(n, v if isinstance(v, dict) else {"key": v}) for n, v in table.items()]
 
@@ -223,4 +223,4 @@ def _refused(message: str) -> InvalidInput:
 
 
 def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

@@ -189,7 +189,7 @@ def read_manifest(path: Path) -> Manifest:
                 f"{EXPORT} checkpoints/{path.parent.parent.name}.safetensors --repository FOLDER",
             )
         return manifest_of(values)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtefactError(
             f"The manifest of {path.parent.parent.name!r} is damaged: {error}",
             hint="restore it, or export the model again",

@@ -19,7 +19,8 @@ Mixture = Mapping[int, float]
 ACCEPTED = (
     f"up to {STUDIO_SLOTS} classes by index with weights that sum to 1, such as '7:0.7,9:0.3'"
 )
-PATTERN = r"^[0-9]{1,6}:[0-9.eE+-]{1,32}(,[0-9]{1,6}:[0-9.eE+-]{1,32}){0,3}$"
+_SHARE = r"[0-9]{1,6}:([0-9]{1,20}(\.[0-9]{0,20})?|\.[0-9]{1,20})([eE][+-]?[0-9]{1,3})?"
+PATTERN = f"^{_SHARE}(,{_SHARE}){{0,{STUDIO_SLOTS - 1}}}$"
 # A sum that is nearer to 1 is left alone, so that a mixture means the same when its own text is read again.
 EXACT = 1e-6
 ROUNDING = 1e-9

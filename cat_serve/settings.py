@@ -196,7 +196,10 @@ class Settings(RepositorySettings):
         if not isinstance(value, str):
             return value
         if value.lstrip().startswith("["):
-            return json.loads(value)  # what is no JSON is a ValueError, as pydantic wants it
+            try:
+                return json.loads(value)  # what is no JSON is a ValueError, as pydantic wants it
+            except RecursionError as error:
+                raise ValueError("it has too many brackets") from error
         return [url.strip() for url in value.split(",")]
 
     @field_validator("triton_url")

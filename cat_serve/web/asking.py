@@ -18,7 +18,7 @@ from cat_serve.surface import ImageService
 from cat_serve.wanted import ImageRequest, ServedModel
 from cat_serve.web import schemas
 
-LARGEST = float(np.finfo(np.float32).max)
+LARGEST = 1000.0  # of an explicit z, of which training draws every number from N(0, 1)
 
 
 def resolve(service: ImageService, parameters: schemas.GenerateQuery) -> ImageRequest:
@@ -121,7 +121,7 @@ def latent_of(values: Any, z_shape: Sequence[int]) -> np.ndarray:
     """Return nested lists of numbers as float32 [*z_shape].
 
     Raises:
-        InvalidInput: `bad_z`, they have another shape, or a value that is no finite float32.
+        InvalidInput: `bad_z`, they have another shape, or a value that is no number of a latent.
     """
     flat = np.fromiter(_numbers(values, tuple(z_shape), "z"), np.float64, math.prod(z_shape))
     return flat.astype(np.float32).reshape(z_shape)
@@ -132,7 +132,7 @@ def _numbers(values: Any, shape: tuple[int, ...], where: str) -> Iterator[float]
         if isinstance(values, bool) or not isinstance(values, (int, float)):
             raise _bad_z(f"{where} is no number", values)
         if not -LARGEST <= values <= LARGEST:  # False for NaN
-            raise _bad_z(f"{where} is not a finite float32", values)
+            raise _bad_z(f"{where} is not from {-LARGEST:g} to {LARGEST:g}", values)
         yield float(values)
         return
     if not isinstance(values, list) or len(values) != shape[0]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Body, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from cat_serve.errors import InvalidInput
 from cat_serve.images import encode
@@ -63,6 +63,12 @@ def accepted(max_images_per_request: int) -> dict[str, str]:
 Unused = Annotated[str | None, Field(max_length=schemas.MAX_NAME_CHARACTERS)]
 
 
+def _no_number(value: object) -> object:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        raise ValueError("a number is not a boolean")  # Python's 0 equals False
+    return value
+
+
 class ImagesParameters(BaseModel):
     """What OpenAI's client sends. Null is the default of each; `seed` and `truncation_psi` go through `extra_body`."""
 
@@ -96,7 +102,7 @@ class ImagesParameters(BaseModel):
         None, description="nothing is moderated: only classes can be asked for"
     )
     quality: Literal["auto", "standard"] | None = None
-    stream: Literal[False] | None = None
+    stream: Annotated[Literal[False] | None, BeforeValidator(_no_number)] = None
     user: Unused = Field(None, description="not used")
     safety_identifier: Unused = Field(None, description="not used")
 

@@ -17,6 +17,7 @@ from cat_serve.web.schemas import CLASS_FORMAT, MAX_NAME_CHARACTERS, SEEDS_FORMA
 SCHEMAS = "#/components/schemas/"
 NULL = {"type": "null"}
 MOST_IN_EXAMPLE = 11  # seeds, as in 0-9,42
+OF_KEYS = ("class", "seed")  # of /interpolate
 FASTAPI_ERROR = "HTTPValidationError"
 REQUIRED = {
     "GenerateParameters": "class",
@@ -49,6 +50,8 @@ def declare_served(document: dict[str, Any], service: ImageService) -> None:
         _declare(schema, in_body)
     for parameter in _parameters(document):
         _drop_null(parameter["schema"])  # there is none in an address or a header
+    for name in OF_KEYS:
+        _one_or_several(parts["InterpolateParameters"]["properties"][name])
     _drop_unused(document)
     _require(document)
     _declare_models(document, service.models)
@@ -160,6 +163,12 @@ def declare_keys(document: dict[str, Any], schemes: Mapping[str, Any] | None) ->
     if schemes is not None:
         document["components"]["securitySchemes"] = dict(schemes)
         document["security"] = [{name: []} for name in schemes]
+
+
+def _one_or_several(schema: dict[str, Any]) -> None:
+    """Take instead of a list also what would be its only item."""
+    lists = [kind for kind in schema["anyOf"] if kind.get("type") == "array"]
+    schema["anyOf"] = [kind["items"] for kind in lists] + schema["anyOf"]
 
 
 def _drop_unused(document: dict[str, Any]) -> None:

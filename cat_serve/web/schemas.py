@@ -26,7 +26,7 @@ ACCEPTED = {
     "truncation_psi": "a number from 0 to 1",
     "n": "an integer from 1 to the server's limit, which /models tells",
     "seeds": seeds.accepted(),
-    "z": "in a JSON body: lists of finite numbers in the model's z_shape, which /models tells",
+    "z": "in a JSON body: lists of numbers from -1000 to 1000 in the model's z_shape, which /models tells",
     "stage": "an integer from 1 to the model's number of stages, which /models tells",
     "format": "'png', 'jpeg', 'webp' or 'npy'",
     "response": "'image', 'json', 'zip' or 'grid'",
@@ -69,7 +69,9 @@ REAL = BeforeValidator(_real)
 
 
 def _index_as_text(value: object) -> object:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    return str(int(value)) if value == value // 1 else value  # 9.0 is an integer in JSON
 
 
 ClassText = Annotated[
