@@ -48,9 +48,12 @@ class Hub:
         self._versions: dict[tuple[str, str], ServedModel] = {}
         self._summary: Any = None
         self._news: dict[str, Any] = {}
-        workers = Gauge(PREFIX + "workers", "HTTP processes that are connected",
-                        registry=service.metrics.registry)  # fmt: skip
-        workers.set_function(lambda: len(self._sessions))
+        self.gauge = Gauge(
+            PREFIX + "workers",
+            "HTTP processes that are connected",
+            registry=service.metrics.registry,
+        )
+        self.gauge.set_function(lambda: len(self._sessions))
 
     async def run(self, listener: socket.socket) -> None:
         """Take workers in until cancelled; then hang up on all of them."""
