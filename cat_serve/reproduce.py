@@ -5,23 +5,22 @@ What is compared are decoded pixels. Pictures are those of /generate (PNG, JPEG,
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from cat_serve.errors import InvalidInput
-from cat_serve.images import READABLE, read_parameters
+from cat_serve.images import opened, read_parameters
 
 StillFormat = Literal["png", "jpeg", "webp"]
 Result = Literal["identical", "differs"]
 
 MAX_FILE_BYTES = 1 << 30
 MAX_FRAMES = 1 << 16
+MAX_PIXELS = 1 << 28  # of all frames, decoded three bytes each
 # What a picture says beside the parameters of its request.
 FACTS = frozenset({"version", "class_name", "class_names", "frame", "z_sha256"})
 SOURCES = frozenset({"seed", "seeds", "z"})
@@ -137,15 +136,19 @@ class Comparison:
     """Two pictures beside each other.
 
     Attributes:
-        levels: the largest difference of any value, in uint8 levels; None if their sizes differ.
+        levels: the largest difference of any value, in uint8 levels; None if their sizes or numbers of frames differ.
         different_share: share of the pixels that differ.
+        different_frames: which frames differ, from 0; a picture that is no animation is frame 0.
         same_file: whether the files are equal byte for byte.
+        shapes: of both, [N, H, W, 3].
     """
 
     result: Result
     levels: int | None
     different_share: float
+    different_frames: tuple[int, ...]
     same_file: bool
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
 
     def sentence(self, determinism: str) -> str:
         """Return the comparison in words.
@@ -155,6 +158,9 @@ class Comparison:
         """
         if self.result == "identical":
             return "identical" + (", byte for byte" if self.same_file else ", pixel for pixel")
+        frames, again = self.shapes[0][0], self.shapes[1][0]
+        if frames != again:
+            return f"differs: it has {frames} frames, not {again}; some were added or left out"
         if self.levels is None:
             return "differs: it has another size; it was scaled or cropped"
         why = (
@@ -162,31 +168,39 @@ class Comparison:
             if determinism == "bytes"
             else "this engine promises no more than the model's parity report says"
         )
-        return (
-            f"differs by {self.levels} levels, in {self.different_share:.2%} of the pixels; {why}"
-        )
+        where = f"in {self.different_share:.2%} of the pixels"
+        if frames > 1:
+            count, first = len(self.different_frames), self.different_frames[0]
+            where += f", in {count} of {frames} frames, first in frame {first}"
+        return f"differs by {self.levels} levels, {where}; {why}"
 
 
 def compare(picture: Picture, again: bytes) -> Comparison:
     """Compare a picture with the one that was made again."""
     _, pixels = _decoded(again)
-    same_file = again == picture.data
+    same_file, shapes = again == picture.data, (picture.pixels.shape, pixels.shape)
     if pixels.shape != picture.pixels.shape:
-        return Comparison("differs", None, 1.0, same_file)
-    difference = np.abs(pixels.astype(np.int16) - picture.pixels).max(axis=-1)
-    levels = int(difference.max())
-    share = float((difference > 0).mean())
-    return Comparison("identical" if levels == 0 else "differs", levels, share, same_file)
+        return Comparison("differs", None, 1.0, (), same_file, shapes)
+    largest, different = np.zeros(len(pixels), np.int64), np.zeros(len(pixels), np.int64)
+    for frame, (ours, theirs) in enumerate(zip(pixels, picture.pixels, strict=True)):
+        difference = np.abs(ours.astype(np.int16) - theirs).max(axis=-1)
+        largest[frame], different[frame] = difference.max(), np.count_nonzero(difference)
+    levels, share = int(largest.max()), float(different.sum() / pixels[..., 0].size)
+    frames = tuple(np.flatnonzero(different).tolist())
+    result: Result = "differs" if frames else "identical"
+    return Comparison(result, levels, share, frames, same_file, shapes)
 
 
 def _decoded(data: bytes) -> tuple[StillFormat | Literal["gif"], np.ndarray]:
     """Return the format and the pixels of all frames."""
-    try:
-        with Image.open(io.BytesIO(data), formats=[*READABLE]) as image:
-            frames = []
-            for index in range(getattr(image, "n_frames", 1)):
-                image.seek(index)
-                frames.append(np.asarray(image.convert("RGB")))
-            return FORMAT_OF[str(image.format)], np.stack(frames)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InvalidInput("The picture is damaged.", hint="give the file as it was got") from error
+    with opened(data) as image:
+        frames, count = [], getattr(image, "n_frames", 1)
+        if count * image.width * image.height > MAX_PIXELS:
+            raise InvalidInput(
+                f"The picture has {count} frames of {image.width} x {image.height} px.",
+                hint=f"at most {MAX_PIXELS} px in all",
+            )
+        for index in range(count):
+            image.seek(index)
+            frames.append(np.asarray(image.convert("RGB")))
+        return FORMAT_OF[str(image.format)], np.stack(frames)

@@ -2,7 +2,8 @@
 
 That is the layout of ADM's sample files (Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis", 2021). The
 classes take turns, image i is of class i mod C: an Inception Score is computed over consecutive pieces, and each must hold
-all classes. The images are made shard by shard, each file whole or not there, so that a run which was interrupted goes on.
+all classes. Images of a mixture have no class: there arr_1 is float32 [N, C], the share of every class. The images are made
+shard by shard, each file whole or not there, so that a run which was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ import numpy as np
 from cat_serve.errors import ArtefactError, InvalidInput
 from cat_serve.files import write_text, written_whole
 from cat_serve.latents import seed_range
+from cat_serve.mixtures import Mixture
 
 FORMAT = "cat-serve-samples-1"
 INDEX_NAME = "index.json"
 IMAGES, LABELS = "arr_0", "arr_1"
 
-Make = Callable[[Sequence[int], Sequence[int]], np.ndarray]
+Make = Callable[[Sequence[Mixture], Sequence[int]], np.ndarray]
 There = Callable[[int], object]
 
 
@@ -37,7 +39,7 @@ class Samples:
 
     Attributes:
         model: `name@version`.
-        class_id: the class of all; None: all `num_classes` in turn.
+        class_id: the class of all, or the text of a mixture as `class_of` gives it; None: all `num_classes` in turn.
         seed: image k of a class has seed + k, so every class gets the same seeds.
         shard_size: images in one shard.
         batch: images in one forward pass where the engine's bytes may depend on it, else None.
@@ -49,7 +51,7 @@ class Samples:
     precision: str
     n: int
     num_classes: int
-    class_id: int | None
+    class_id: int | str | None
     seed: int
     truncation_psi: float
     shard_size: int
@@ -69,12 +71,27 @@ class Samples:
     def shards(self) -> range:
         return range(-(-self.n // self.shard_size))
 
-    def rows(self, shard: int) -> tuple[list[int], list[int]]:
-        """Return class and seed of every image of a shard."""
+    def rows(self, shard: int) -> tuple[list[Mixture], list[int]]:
+        """Return mixture (of one class, mostly) and seed of every image of a shard."""
         start = shard * self.shard_size
         places = range(start, min(self.n, start + self.shard_size))
-        labels = [i % self._turn if self.class_id is None else self.class_id for i in places]
-        return labels, [self.seed + i // self._turn for i in places]
+        turn = [{i: 1.0} for i in range(self.num_classes)] if self.class_id is None else [self._all]
+        return [turn[i % len(turn)] for i in places], [self.seed + i // self._turn for i in places]
+
+    def labels(self, mixtures: Sequence[Mixture]) -> np.ndarray:
+        """Return what arr_1 says of these rows: their classes, int64 [n]; of a mixture shares, float32 [n, C]."""
+        if not isinstance(self.class_id, str):
+            return np.array([next(iter(mixture)) for mixture in mixtures], dtype=np.int64)
+        shares = np.zeros((len(mixtures), self.num_classes), dtype=np.float32)
+        for row, mixture in enumerate(mixtures):
+            shares[row, list(mixture)] = list(mixture.values())
+        return shares
+
+    @property
+    def _all(self) -> Mixture:
+        """Return the mixture of all images, where they have the same."""
+        parts = (part.partition(":") for part in str(self.class_id).split(","))
+        return {int(index): float(share or 1) for index, _, share in parts}
 
 
 def shard_name(shard: int) -> str:
@@ -86,7 +103,7 @@ def write_shards(folder: Path, samples: Samples, make: Make, there: There) -> in
     """Make the shards that are not there yet.
 
     Args:
-        make: returns the images, uint8 [n, H, W, 3], of these classes and seeds.
+        make: returns the images, uint8 [n, H, W, 3], of these mixtures and seeds.
         there: told of every shard that was there already, how many images it has.
 
     Returns:
@@ -98,14 +115,14 @@ def write_shards(folder: Path, samples: Samples, make: Make, there: There) -> in
     made = 0
     with _claimed(folder, samples):
         for shard in samples.shards:
-            labels, seeds = samples.rows(shard)
+            mixtures, seeds = samples.rows(shard)
             path = folder / shard_name(shard)
             if path.is_file():
                 there(len(seeds))
                 continue
-            images = make(labels, seeds)
+            images = make(mixtures, seeds)
             with written_whole(path) as temporary, temporary.open("wb") as stream:
-                np.savez(stream, images, np.array(labels, dtype=np.int64))
+                np.savez(stream, images, samples.labels(mixtures))
             made += len(seeds)
     return made
 

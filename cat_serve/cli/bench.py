@@ -14,11 +14,11 @@ import ipaddress
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from cat_serve.cli.engine import add_engine_flags, chosen_model, engine_settings
+from cat_serve.cli.remote import add_server_flags
 from cat_serve.commands import run_command
 from cat_serve.errors import InvalidInput, Overloaded
 
@@ -39,18 +39,23 @@ def add_to(commands: Any) -> None:
         help="images in one forward pass, or in one request to a server (1 4 16)")  # fmt: skip
     add("--concurrency", type=int, nargs="+", default=[1, 2], metavar="N",
         help="passes, or requests, at the same time (1 2)")  # fmt: skip
-    add("--class", dest="class_", default="0", metavar="CLASS", help="class index or name (0)")
+    add(
+        "--class",
+        dest="class_",
+        default="0",
+        metavar="CLASS",
+        help="class index or name, or a mixture 7:0.7,9:0.3 (0)",
+    )
     add("--seconds", type=float, default=5.0, help="of every case at most (5)")
     add("--requests", type=int, help="of every case at most")
     add("--warm-up", type=int, default=3, metavar="N",
         help="requests at the begin of every case, for each concurrent one, that do not count (3)")  # fmt: skip
     server = parser.add_argument_group("server")
-    server.add_argument("--url", help="measure the server at this address")
+    add_server_flags(server, "measure the server at this address")
     server.add_argument("--remote", action="store_true",
                         help="the address may be of another machine, and may have that load")  # fmt: skip
     server.add_argument("--format", default="png", choices=("png", "jpeg", "webp", "npy"),
                         help="of the images (png)")  # fmt: skip
-    server.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with an API key")
     add_engine_flags(parser)
     parser.set_defaults(run=run)
 
@@ -96,30 +101,31 @@ def _measured(
 @contextlib.contextmanager
 def _engine(arguments: argparse.Namespace) -> Iterator[Subject]:
     """Open the engine; one request is one forward pass."""
-    from cat_serve.embedded import embedded
+    from cat_serve.embedded import classes_of, embedded
+    from cat_serve.mixtures import parse_classes
 
     settings = engine_settings(arguments)
     artefact = chosen_model(settings)
     limit = artefact.manifest.max_batch
     if (largest := max(arguments.batch)) > limit:
         raise InvalidInput(f"--batch {largest} is more than {limit}, the model's largest.")
-    with embedded(artefact, settings) as engine:
-        class_id = engine.model.classes.index_of(arguments.class_)
+    mixture = parse_classes(arguments.class_, classes_of(artefact))
+    with embedded(artefact, settings, studio=len(mixture) > 1) as engine:
         height, width = artefact.manifest.image_size
         facts = {
-            "subject": "engine", "model": engine.model.label, "image_size_px": [height, width],
+            "subject": "studio" if engine.studio else "engine", "model": engine.model.label, "image_size_px": [height, width],
             "backend": engine.backend.name, "provider": settings.provider,
             "precision": engine.backend.precision, "threads": settings.threads or "engine's choice",
         }  # fmt: skip
 
         def do(batch: int, concurrency: int) -> Do:
             passes = [
-                engine.inputs([class_id] * batch, range(worker, worker + batch), 1.0)
+                engine.inputs([mixture] * batch, range(worker, worker + batch), 1.0)
                 for worker in range(concurrency)
             ]
 
             def once(worker: int) -> dict[str, float]:
-                engine.backend.run(passes[worker])
+                engine.run(passes[worker])
                 return {}
 
             return once
@@ -130,16 +136,15 @@ def _engine(arguments: argparse.Namespace) -> Iterator[Subject]:
 @contextlib.contextmanager
 def _server(arguments: argparse.Namespace) -> Iterator[Subject]:
     """Connect; one request is one POST /generate, answered with files, and is not repeated when it is refused."""
-    from cat_serve.client import Client, Retries
+    from cat_serve.cli.remote import client_of
+    from cat_serve.client import Retries
 
     if not arguments.remote and not is_loopback(arguments.url):
         raise InvalidInput(
             f"{arguments.url} is not this machine.",
             hint="--remote, if whoever runs it agrees to the load",
         )
-    key = arguments.api_key_file
-    api_key = None if key is None else key.read_text(encoding="utf-8").strip()
-    with Client(arguments.url, api_key=api_key, retries=Retries(attempts=1)) as client:
+    with client_of(arguments, retries=Retries(attempts=1)) as client:
         cards = client.models()
         wanted = getattr(arguments, "model", None)
         card = next((c for c in cards if (c.name == wanted if wanted else c.default)), None)

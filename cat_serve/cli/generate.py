@@ -6,7 +6,8 @@ r"""`cat-serve generate`: images without a server, by an engine in this process;
 
 --seeds makes pictures: one file (.png, .jpeg, .webp; .npy is an array), a grid if there are several, or a folder of
 single files. --n makes samples for evaluation, all classes in turn: a .npz with arr_0 (uint8 [N, H, W, 3]) and arr_1
-(classes), or a folder of numbered shards of that layout. Samples that were interrupted go on with the same command.
+(classes; of a mixture the shares, [N, C]), or a folder of numbered shards of that layout. Samples that were interrupted
+go on with the same command.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def add_to(commands: Any) -> None:
     )  # fmt: skip
     add = parser.add_argument
     add("--class", dest="class_", metavar="CLASS",
-        help="index or name; for pictures also a mixture 7:0.7,9:0.3; samples without it are of all classes")  # fmt: skip
+        help="index, name, or mixture 7:0.7,9:0.3; samples without it are of all classes")  # fmt: skip
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--seeds", help="of pictures: 5, 0-63 or 0-9,42; one is drawn if absent")
     which.add_argument("--n", type=int, help="number of samples")
@@ -83,7 +84,8 @@ def write_samples(
     from tqdm import tqdm
 
     from cat_serve.cli.pictures import is_folder
-    from cat_serve.embedded import embedded
+    from cat_serve.embedded import classes_of, embedded
+    from cat_serve.mixtures import class_of, parse_classes
     from cat_serve.samples import Samples, write_one_file, write_shards
 
     out = Path(arguments.out)
@@ -93,14 +95,16 @@ def write_samples(
             f"--n makes samples, and --out {arguments.out} or --stage is for pictures.",
             hint="--out samples.npz or a folder; for pictures --seeds",
         )
-    with embedded(artefact, settings) as engine:
-        given = arguments.class_
+    mixture = (
+        None if arguments.class_ is None else parse_classes(arguments.class_, classes_of(artefact))
+    )
+    with embedded(artefact, settings, studio=len(mixture or ()) > 1) as engine:
         determinism = engine.backend.determinism
         samples = Samples(
             model=engine.model.label, backend=engine.backend.name, provider=settings.provider,
             precision=engine.backend.precision, n=arguments.n,
             num_classes=artefact.manifest.num_classes,
-            class_id=None if given is None else engine.model.classes.index_of(given),
+            class_id=None if mixture is None else class_of(mixture),
             seed=arguments.seed, truncation_psi=arguments.truncation_psi,
             shard_size=arguments.shard_size, batch=None if determinism == "bytes" else engine.batch,
         )  # fmt: skip
@@ -114,7 +118,7 @@ def write_samples(
 
             made = write(
                 out, samples,
-                lambda labels, seeds: engine.images(labels, seeds, samples.truncation_psi, bar.update),
+                lambda rows, seeds: engine.images(rows, seeds, samples.truncation_psi, bar.update),
                 there,
             )  # fmt: skip
         seconds = time.perf_counter() - began_s

@@ -3,26 +3,31 @@
     cat-serve reproduce boot.png
     cat-serve reproduce boot.png --url http://127.0.0.1:8000 --out again.png
 
-A picture of /generate (PNG, JPEG, WebP; grids too) or /interpolate (WebP, GIF, a PNG of a zip). Exit code 0: every pixel is
-the same; 1: some differ, by the number of levels that is told; 2: it is of another version of the model, or cannot be read.
+A picture of /generate (PNG, JPEG, WebP; grids too) or /interpolate (WebP, GIF, a PNG of a zip), whose frames are compared
+one by one. Exit code 0: every pixel is the same; 1: some differ, by the number of levels that is told; 2: it is of another
+version of the model, or cannot be read.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import io
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cat_serve.cli.engine import add_engine_flags, engine_settings
+from cat_serve.cli.remote import add_server_flags
 from cat_serve.commands import USAGE, run_command
 from cat_serve.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from cat_serve.reproduce import Picture
+    from cat_serve.client import Client
+    from cat_serve.reproduce import Picture, StillFormat
     from cat_serve.service import Service
     from cat_serve.settings import Settings
 
@@ -39,8 +44,9 @@ def add_to(commands: Any) -> None:
     add = parser.add_argument
     add("picture", type=Path, help="the file")
     add("--out", type=Path, metavar="FILE", help="write what was made")
-    add("--url", help="let the server at this address make it, and not an engine in this process")
-    add("--api-key-file", type=Path, metavar="FILE", help="file with an API key for the server")
+    add_server_flags(
+        parser, "let the server at this address make it, and not an engine in this process"
+    )
     add_engine_flags(parser)
     parser.set_defaults(run=run)
 
@@ -77,7 +83,8 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
     print(compared.sentence(determinism), file=sys.stderr)
     return {
         **facts, "result": compared.result, "levels": compared.levels,
-        "different_share": round(compared.different_share, 6), "same_file": compared.same_file,
+        "different_share": round(compared.different_share, 6), "frames": len(picture.pixels),
+        "different_frames": list(compared.different_frames), "same_file": compared.same_file,
         "determinism": determinism, "out": None if arguments.out is None else str(arguments.out),
         "passed": compared.result == "identical",
     }  # fmt: skip
@@ -123,36 +130,59 @@ async def _animation(service: Service, picture: Picture) -> bytes:
     parameters = parsed(InterpolateParameters, picture.request, ACCEPTED)
     asked = resolve(service, parameters)
     frame = picture.frame
-    if frame is not None and frame >= len(asked):
-        raise InvalidInput(f"The picture says that it is frame {frame} of {len(asked)}.")
     content = encoded(asked, await service.generate(asked), parameters)
-    if frame is None:
-        return content
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        return archive.read(archive.namelist()[frame])
+    return content if frame is None else _frame_in(content, frame)
 
 
 def _by_server(arguments: argparse.Namespace, picture: Picture) -> tuple[bytes, str] | None:
-    """Let a server make the images, and lay them out here; None if it has another version of the model."""
-    from cat_serve.client import Client
-    from cat_serve.images import encode, grid
+    """Let a server make the images; None if it has another version of the model.
 
-    if picture.animated:
-        raise InvalidInput(
-            "A server is asked for single images, and this is an animation.",
-            hint="leave out --url, or POST its parameters to /interpolate",
-        )
-    image_format = picture.still_format
-    key = arguments.api_key_file
-    api_key = None if key is None else key.read_text(encoding="utf-8").strip()
-    asked = {k: v for k, v in picture.request.items() if k not in ("class", "format", "model")}
-    with Client(arguments.url, api_key=api_key) as client:
+    Raises:
+        InvalidInput: the picture says what no request can.
+    """
+    from cat_serve.cli.remote import client_of
+
+    # what a picture cannot be is refused before anybody is asked
+    ask: Callable[[Client, Picture], tuple[bytes, str]] = (
+        functools.partial(_animation_of, frame=picture.frame)
+        if picture.animated
+        else functools.partial(_still_of, image_format=picture.still_format)
+    )
+    with client_of(arguments) as client:
         if picture.label not in [f"{card.name}@{card.version}" for card in client.models()]:
             return None
         try:
-            images = client.generate(
-                picture.told.get("class", ""), **asked, format="npy", model=picture.model
-            )
+            return ask(client, picture)
         except TypeError as error:
             raise InvalidInput(f"The picture says what no request can: {error}.") from error
+
+
+def _still_of(client: Client, picture: Picture, image_format: StillFormat) -> tuple[bytes, str]:
+    """Return a server's images, laid out here."""
+    from cat_serve.images import encode, grid
+
+    asked = {k: v for k, v in picture.request.items() if k not in ("class", "format", "model")}
+    images = client.generate(
+        picture.told.get("class", ""), **asked, format="npy", model=picture.model
+    )
     return encode(grid(images.array()), image_format, picture.told), images.determinism
+
+
+def _animation_of(client: Client, picture: Picture, frame: int | None) -> tuple[bytes, str]:
+    """Return a server's animation, or the frame of it that the picture is."""
+    asked = {k: v for k, v in picture.request.items() if k not in ("class", "model")}
+    made = client.interpolate(picture.told.get("class", ""), **asked, model=picture.model)
+    return made.data if frame is None else _frame_in(made.data, frame), made.determinism
+
+
+def _frame_in(archive: bytes, frame: int) -> bytes:
+    """Return one PNG of a zip of frames.
+
+    Raises:
+        InvalidInput: it has fewer.
+    """
+    with zipfile.ZipFile(io.BytesIO(archive)) as frames:
+        names = frames.namelist()
+        if frame >= len(names):
+            raise InvalidInput(f"The picture says that it is frame {frame} of {len(names)}.")
+        return frames.read(names[frame])

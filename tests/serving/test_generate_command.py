@@ -173,6 +173,36 @@ def test_samples_are_the_services_images_of_all_classes_in_turn(
     assert (report["images"], report["made"]) == (23, 23)
 
 
+def test_samples_of_a_mixture_are_the_services(
+    generate: Generate, server: httpx.Client, tmp_path: Path
+) -> None:
+    mixture = "9:0.3,7:0.7"
+    flags = ["--class", mixture, "--batch", "2", "--shard-size", "2", "--seed", "4"]
+    report = generate("--n", "3", *flags, "--out", str(tmp_path / "mixed.npz"))
+    assert (report["images"], report["determinism"]) == (3, "bytes")
+    with np.load(tmp_path / "mixed.npz") as samples:
+        images, shares = samples["arr_0"], samples["arr_1"]
+    assert shares.shape == (3, 10)
+    np.testing.assert_array_equal(shares[:, [7, 9]], np.float32([[0.7, 0.3]] * 3))
+    for place, seed in enumerate((4, 5, 6)):
+        content = served(server, **{"class": mixture, "seed": seed, "format": "npy"})
+        assert np.array_equal(images[place], np.load(io.BytesIO(content)))
+
+
+def test_mixture_wants_a_model_with_a_studio(
+    add_model: Any, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from cat_serve.backends import BACKENDS
+
+    add_model()
+    monkeypatch.setitem(BACKENDS, "onnxruntime", BACKENDS["fake"])
+    flags = ["--n", "2", "--class", "0:0.5,1:0.5", "--model-repository", str(repository)]
+    assert main(["generate", *flags, "--out", str(tmp_path / "a.npz")]) == 2
+    assert "Mixtures and stages of toy cannot be had here" in capsys.readouterr().err
+    assert not (tmp_path / "a.npz").exists()
+
+
 def test_samples_do_not_depend_on_pass_and_shard(generate: Generate, tmp_path: Path) -> None:
     for name, flags in {"a": ["--batch", "1"], "b": ["--batch", "5", "--shard-size", "4"]}.items():
         generate("--n", "11", "--class", "shirt", *flags, "--out", str(tmp_path / f"{name}.npz"))
@@ -262,7 +292,7 @@ def test_size_of_a_pass_is_kept_where_bytes_may_depend_on_it(
         (["--class", "7", "--seeds", "4294967295-4294967296", "--out", "a.png"], "is above"),
         (["--class", "7", "--stage", "9", "--out", "a.png"], "3 stages"),
         (["--class", "7:0.7,9:0.7", "--out", "a.png"], "sum to 1.4"),
-        (["--n", "5", "--class", "7:0.7,9:0.3", "--out", "a.npz"], "no class '7:0.7,9:0.3'"),
+        (["--n", "5", "--class", "7:0.7,9:0.7", "--out", "a.npz"], "sum to 1.4"),
         (["--class", "7", "--truncation-psi", "2", "--out", "a.png"], "0 to 1"),
         (["--class", "7", "--truncation-psi", "nan", "--out", "a.png"], "0 to 1"),
         (["--n", "5", "--out", "a.png"], "makes samples"),
@@ -329,7 +359,7 @@ def test_sample_that_must_not_be_shown_is_named(add_model: Any, spoil: Any) -> N
     model = ServedModel(artefact, Classes("toy", names))
     engine = Embedded(model, FakeBackend(artefact, after=spoil), batch=2)
     with pytest.raises(BadOutput, match=r"class_id 3; .*seed 8") as caught:
-        engine.images([1, 3, 2], [7, 8, 9], 1.0)
+        engine.images([{1: 1.0}, {3: 1.0}, {2: 1.0}], [7, 8, 9], 1.0)
     assert caught.value.details["seeds"] == [8]
 
 

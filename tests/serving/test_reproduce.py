@@ -8,7 +8,7 @@ import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from cat_serve.animation import encode_animation
 from cat_serve.cli import main
 from cat_serve.images import decode_png, encode, read_parameters
 from cat_serve.repository import find_repository, find_version
+from cat_serve.reproduce import read_picture
 from cat_serve.web.server import bind
 from tests.serving.processes import shipped_server
 
@@ -293,10 +295,89 @@ def test_frame_that_is_none_is_a_clear_error(
     assert "frame" in said
 
 
-def test_animation_is_not_asked_of_a_server(capsys: Any, animations: Path) -> None:
-    code, _, said = reproduce(capsys, animations / "path.webp", "--url", "http://127.0.0.1:9")
-    assert code == 2
-    assert "leave out --url" in said
+@pytest.mark.parametrize("name", ["path.webp", "path.gif", "frame.png"])
+def test_server_makes_the_animation(
+    capsys: Any, animations: Path, server_url: str, name: str, tmp_path: Path
+) -> None:
+    again = tmp_path / "again"
+    where = ("--url", server_url, "--out", str(again))
+    code, report, said = reproduce(capsys, animations / name, *where)
+    assert (code, report and report["result"]) == (0, "identical"), said
+    assert (report["same_file"], report["different_frames"]) == (True, [])
+    assert again.read_bytes() == (animations / name).read_bytes()
+
+
+def with_frames(animation: Path, to: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
+    """Write the same animation with other frames that tells the same of itself."""
+    frames = change(read_picture(animation).pixels.copy())
+    told = read_parameters(animation.read_bytes())
+    to.write_bytes(encode_animation(frames, "webp", told["fps"], told["loop"], told))
+    return to
+
+
+def shifted(frames: np.ndarray) -> np.ndarray:
+    for frame in (1, 3):
+        frames[frame, 4, 5] ^= 8
+    return frames
+
+
+@pytest.mark.parametrize("by_server", [False, True])
+def test_frames_that_differ_are_named(
+    capsys: Any, animations: Path, server_url: str, tmp_path: Path, by_server: bool
+) -> None:
+    where = ("--url", server_url) if by_server else ()
+    edited = with_frames(animations / "path.webp", tmp_path / "edited.webp", shifted)
+    code, report, said = reproduce(capsys, edited, *where)
+    assert (code, report["result"], report["levels"]) == (1, "differs", 8)
+    assert (report["frames"], report["different_frames"]) == (5, [1, 3])
+    assert "in 2 of 5 frames, first in frame 1" in said
+    cut = with_frames(animations / "path.webp", tmp_path / "cut.webp", lambda frames: frames[:-1])
+    code, report, said = reproduce(capsys, cut, *where)
+    assert (code, report["result"], report["levels"]) == (1, "differs", None)
+    assert "it has 4 frames, not 5" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"frame": 5}, "frame 5 of 5"),
+        ({"class": None}, "class"),
+        ({"seed": 1.5}, "no request can"),
+        ({"frames": 10**6}, "frames"),
+        ({"steps": 20}, "steps"),
+    ],
+    ids=str,
+)
+def test_server_is_told_what_cannot_be_in_clear_words(
+    capsys: Any, animations: Path, server_url: str, tmp_path: Path, change: Any, word: str
+) -> None:
+    odd = retold(animations / "frame.png", tmp_path / "odd.png", **change)
+    code, report, said = reproduce(capsys, odd, "--url", server_url)
+    assert (code, report) == (2, None)
+    assert said.startswith("error: ")
+    assert word in said
+
+
+@pytest.mark.parametrize("content", [None, b"", b"two words", b"\xff"])
+def test_file_without_a_key_is_a_clear_error(
+    capsys: Any, pictures: Path, tmp_path: Path, content: bytes | None
+) -> None:
+    key = tmp_path / "key"
+    if content is not None:
+        key.write_bytes(content)
+    where = ("--url", "http://127.0.0.1:9", "--api-key-file", str(key))
+    code, report, said = reproduce(capsys, pictures / "one.png", *where)
+    assert (code, report) == (2, None)
+    assert said.startswith("error: --api-key-file")
+
+
+def test_animation_of_too_many_pixels_is_not_decoded(
+    capsys: Any, animations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cat_serve.reproduce.MAX_PIXELS", 5 * 32 * 32 - 1)
+    code, report, said = reproduce(capsys, animations / "path.webp")
+    assert (code, report) == (2, None)
+    assert "5 frames of 32 x 32 px" in said
 
 
 def test_server_makes_the_picture(

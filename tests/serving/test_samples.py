@@ -15,6 +15,7 @@ import pytest
 
 from cat_serve.errors import ArtefactError, InvalidInput
 from cat_serve.files import sha256_of
+from cat_serve.mixtures import Mixture
 from cat_serve.samples import (
     INDEX_NAME,
     Samples,
@@ -31,21 +32,27 @@ SAMPLES = Samples(
 
 
 class Painter:
-    """Makes images whose pixels say class and seed; breaks off after so many calls."""
+    """Makes images whose pixels say class (the one with the largest share) and seed; breaks off after so many calls."""
 
     def __init__(self, calls: int = 1000) -> None:
         self.calls = calls
         self.rows = 0
 
-    def __call__(self, labels: Sequence[int], seeds: Sequence[int]) -> np.ndarray:
+    def __call__(self, mixtures: Sequence[Mixture], seeds: Sequence[int]) -> np.ndarray:
         if not self.calls:
             raise KeyboardInterrupt
         self.calls -= 1
         self.rows += len(seeds)
         images = np.zeros((len(seeds), 2, 3, 3), dtype=np.uint8)
-        images[..., 0] = np.array(labels)[:, None, None]
+        classes = [max(mixture, key=lambda each: mixture[each]) for mixture in mixtures]
+        images[..., 0] = np.array(classes)[:, None, None]
         images[..., 1] = np.array(seeds)[:, None, None]
         return images
+
+
+def classes_of(mixtures: Sequence[Mixture]) -> list[int]:
+    """Return the classes of mixtures of one each."""
+    return [class_id for mixture in mixtures for class_id in mixture]
 
 
 def nothing(images: int) -> None:
@@ -72,17 +79,40 @@ def test_one_file_has_the_layout_of_the_field(tmp_path: Path) -> None:
 
 def test_classes_are_even_in_all_and_in_every_piece() -> None:
     samples = replace(SAMPLES, n=1000, num_classes=10, shard_size=100)
-    pieces = [Counter(samples.rows(shard)[0]) for shard in samples.shards]
+    pieces = [Counter(classes_of(samples.rows(shard)[0])) for shard in samples.shards]
     assert len(pieces) == 10
     assert all(piece == Counter(dict.fromkeys(range(10), 10)) for piece in pieces)
-    rows = [row for shard in samples.shards for row in zip(*samples.rows(shard), strict=True)]
-    assert len(set(rows)) == 1000
+    rows = {
+        (class_id, seed)
+        for mixtures, seeds in map(samples.rows, samples.shards)
+        for class_id, seed in zip(classes_of(mixtures), seeds, strict=True)
+    }
+    assert len(rows) == 1000
 
 
 def test_one_class_has_its_seeds_in_a_row() -> None:
     samples = replace(SAMPLES, class_id=2, n=5)
-    assert samples.rows(0) == ([2, 2, 2, 2], [5, 6, 7, 8])
-    assert samples.rows(1) == ([2], [9])
+    assert samples.rows(0) == ([{2: 1.0}] * 4, [5, 6, 7, 8])
+    assert samples.rows(1) == ([{2: 1.0}], [9])
+
+
+def test_mixture_is_the_same_in_all_and_its_shares_are_the_labels(tmp_path: Path) -> None:
+    samples = replace(SAMPLES, class_id="0:0.25,2:0.75", n=5)
+    assert samples.rows(0) == ([{0: 0.25, 2: 0.75}] * 4, [5, 6, 7, 8])
+    write_one_file(tmp_path / "mixed.npz", samples, Painter(), nothing)
+    with np.load(tmp_path / "mixed.npz", allow_pickle=False) as mixed:
+        images, shares = mixed["arr_0"], mixed["arr_1"]
+    assert (shares.dtype, shares.tolist()) == (np.float32, [[0.25, 0.0, 0.75]] * 5)
+    assert images[:, 0, 0, 1].tolist() == [5, 6, 7, 8, 9]
+    with pytest.raises(InvalidInput, match=r"class_id '0:0.25,2:0.75', not 2"):
+        write_shards(
+            mixed_folder(tmp_path, samples), replace(samples, class_id=2), Painter(), nothing
+        )
+
+
+def mixed_folder(folder: Path, samples: Samples) -> Path:
+    write_shards(folder / "shards", samples, Painter(), nothing)
+    return folder / "shards"
 
 
 @pytest.mark.parametrize("calls", [0, 1, 2])
