@@ -176,7 +176,7 @@ class _State(Collector):
         ready.add_metric([], float(service.phase == "ready"))
         build = _gauge("build_info", "The package that runs", ["version"])
         build.add_metric([__version__], 1)
-        yield from (queued, passes, ready, build, self._tasks(), self._tasks(), *self._engines(), *self._pace())
+        yield from (queued, passes, ready, build, self._tasks(), *self._engines(), *self._pace())
 
     def _pace(self) -> Iterator[Metric]:
         image = _gauge("pace_image_seconds", "What one image adds to a forward pass (a of a * images + b)", ["model", "graph"])  # fmt: skip
@@ -187,13 +187,6 @@ class _State(Collector):
             whole.add_metric(labels, line.per_pass_s)
             wait.add_metric(labels, predicted_s)
         yield from (image, whole, wait)
-
-    def _tasks(self) -> Metric:
-        """Return how many asyncio tasks there are; none where the scrape is not answered by an event loop."""
-        tasks = _gauge("tasks", "asyncio tasks that have not ended", [])
-        with contextlib.suppress(RuntimeError):
-            tasks.add_metric([], len(asyncio.all_tasks()))
-        return tasks
 
     def _tasks(self) -> Metric:
         """Return how many asyncio tasks there are; none where the scrape is not answered by an event loop."""
