@@ -12,7 +12,7 @@ from cat_serve.backends.triton_endpoint import Endpoint, State
 from cat_serve.backends.triton_wire import RETRY_AFTER_S, CallFailed
 from cat_serve.contract import Batch, Output
 from cat_serve.deadlines import Deadline
-from cat_serve.errors import BackendUnavailable, CatServeError
+from cat_serve.errors import BackendTimeout, BackendUnavailable, CatServeError
 from cat_serve.manifest import Artefact, Determinism
 
 logger = logging.getLogger(__name__)
@@ -88,6 +88,7 @@ class TritonEngine:
                 if not failed.elsewhere:
                     break
                 logger.debug("Triton %s failed a call: %s", endpoint.url, failed.error.message)
+        await self._until_known(attempts)
         raise self._told(attempts)
 
     async def close(self) -> None:
@@ -114,6 +115,19 @@ class TritonEngine:
         )
         self._last_turn[chosen] = next(self._turns)
         return chosen
+
+    async def _until_known(self, attempts: Attempts) -> None:
+        """Wait until it is known whether a request was broken off because no server is left: 503, not 502.
+
+        A server that was killed is known to be gone at once, one that breaks off and lives proves itself anew. A stalled one
+        has been waited for before.
+        """
+        if not attempts or not attempts[-1][1].broken_off:
+            return
+        if isinstance(attempts[-1][1].error, BackendTimeout):
+            return
+        while self.why_unavailable() is None and not any(self.servers_ready()):
+            await self._news.wait()
 
     def _told(self, attempts: Attempts) -> CatServeError:
         """Return the error of a request: of its last attempt, unless there is no server left at all."""

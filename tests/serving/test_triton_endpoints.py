@@ -263,6 +263,38 @@ async def test_call_that_fails_everywhere_is_tried_twice_and_no_more(front_over:
         assert [server.sizes.count(2) for server in front.servers] == [1, 1, 0]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+async def test_request_that_the_last_server_broke_off_is_told_that_there_is_none(
+    front_over: FrontOver, count: int
+) -> None:
+    """Both attempts break off before anybody knows that the servers are gone."""
+
+    async def go_away(context: Any) -> None:
+        for server in front.servers:
+            server.config = "name: 'other'"  # whoever answers now is not the one that was proved
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+
+    async with front_over(count, triton_balance="round-robin") as front:
+        for server in front.servers:
+            server.before = go_away
+        answer = await front.ask()
+        assert (answer.status_code, answer.json()["code"]) == (503, "backend_unavailable")
+        assert answer.headers["retry-after"] == "1"
+        assert {endpoint.state for endpoint in front.endpoints} == {"down"}
+
+
+async def test_server_that_breaks_off_every_call_and_lives_is_a_502(front_over: FrontOver) -> None:
+    async def break_off(context: Any) -> None:
+        if front.servers[0].sizes[-1] == 2:  # not the golden images
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+
+    async with front_over(1) as front:
+        front.servers[0].before = break_off
+        answer = await front.ask("class=1&n=2")
+        assert (answer.status_code, answer.json()["code"]) == (502, "backend_error")
+        assert front.endpoints[0].state == "ready"
+
+
 async def test_refused_inputs_are_not_tried_elsewhere(front_over: FrontOver) -> None:
     async with front_over(2) as front:
         for server in front.servers:
