@@ -17,7 +17,7 @@ CHROMIUM := $(firstword $(shell which chromium-headless-shell chromium chromium-
 
 .DEFAULT_GOAL := help
 
-.PHONY: help serve triton test test-all check format train evaluate export gpu-check deploy-check constraints wheel wheel-check clean
+.PHONY: help serve triton test test-all check docs format train evaluate export gpu-check deploy-check constraints wheel wheel-check clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -94,6 +94,9 @@ deploy-check: $(DEV)/installed $(CHECKOV)/installed  ## render the Kubernetes ma
 	@set -e; for each in deploy/k8s/overlays/* deploy/k8s/loader; do \
 	  $(DEV)/bin/kubectl kustomize $$each > $(CHECKOV)/rendered/$$(basename $$each).yaml; done
 	$(CHECKOV)/bin/checkov --config-file deploy/checkov.yaml --directory $(CHECKOV)/rendered
+
+docs: $(DEV)/installed  ## write the references in docs/ from the code: routes, settings, metrics
+	$(DEV)/bin/python -m docs.reference
 
 format: $(DEV)/installed  ## format the code
 	$(DEV)/bin/ruff check --fix .

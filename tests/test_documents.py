@@ -50,7 +50,8 @@ COMMAND_MODULES = {
 }
 SHELL_LANGUAGES = {"", "sh", "bash", "console"}
 SHELL_COMMANDS = {"apt-get", "cd", "cp", "git", "kill", "ls", "mkdir", "mv", "sudo", "tensorboard"}
-PAGES_OUTSIDE_OPENAPI = {"/", "/docs", "/openapi.json"}
+PAGES_OUTSIDE_OPENAPI = {"/", "/docs", "/openapi.json", "/config"}
+OF_THE_ADMIN_PORT = {("POST", "/reload")}
 OPERATORS = set("&|;<>")
 
 each_document = pytest.mark.parametrize(
@@ -242,7 +243,8 @@ def ports_of(image: str) -> list[str]:
 def operations() -> dict[tuple[str, str], set[str]]:
     """Return the query parameters of every method and path that the server answers."""
     found: dict[tuple[str, str], set[str]] = {
-        ("GET", page): set() for page in PAGES_OUTSIDE_OPENAPI
+        route: set()
+        for route in {("GET", page) for page in PAGES_OUTSIDE_OPENAPI} | OF_THE_ADMIN_PORT
     }
     for path, methods in create_app(Settings()).openapi()["paths"].items():
         for method, operation in methods.items():
