@@ -20,11 +20,12 @@ ORPHANED_CODE = 1
 
 
 class Order(StrEnum):
-    """What the supervisor wants of a child; each implies those before it."""
+    """What the supervisor wants of a child; each implies those before it. The last one is that it is dead."""
 
     LEAVE_SOON = "leave soon"
     LEAVE = "leave"
     BREAK_OFF = "break off"
+    ORPHANED = "orphaned"
 
 
 class Control:
@@ -51,7 +52,7 @@ class Control:
         with contextlib.suppress(EOFError, OSError):
             while True:
                 self._pass_on(Order(self._pipe.recv_bytes().decode()))
-        self._pass_on(Order.BREAK_OFF)
+        self._pass_on(Order.ORPHANED)
         time.sleep(ORPHAN_GRACE_S)
         os._exit(ORPHANED_CODE)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from cat_serve import logs
@@ -51,11 +53,13 @@ class Leaving:
         self._service = service
         self.now = asyncio.Event()
         self.broken_off = False
+        self.orphaned = False
 
     def obey(self, order: Order) -> None:
         """Follow an order."""
         self._service.stop_accepting()
-        self.broken_off |= order is Order.BREAK_OFF
+        self.broken_off |= order in (Order.BREAK_OFF, Order.ORPHANED)
+        self.orphaned |= order is Order.ORPHANED
         if order is not Order.LEAVE_SOON:
             self.now.set()
 
@@ -87,6 +91,8 @@ async def _serve(arguments: EngineArguments, pipe: Connection) -> None:
         async with _serving(hub, arguments.listener) as serving, on_hangup(service.reload):
             await _until_left(service, leaving, control, serving)
         if leaving.broken_off:
+            if leaving.orphaned:  # whose folder it is cannot remove it any more
+                shutil.rmtree(Path(arguments.listener.getsockname()).parent, ignore_errors=True)
             os._exit(OK)  # a forward pass cannot be broken off
         await service.close()
     if tracing is not None:
