@@ -1,4 +1,4 @@
-"""The contract that every engine keeps."""
+"""The contract that every engine keeps, in this process and on a real Triton."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from cat_serve.backends import open_backend
-from cat_serve.backends.base import Backend, EngineOptions
-from cat_serve.contract import Batch, Output
+from cat_serve.backends import open_backend, open_engine
+from cat_serve.backends.base import Backend, Engine, EngineOptions, TritonOptions
+from cat_serve.contract import Batch, Output, Precision
+from cat_serve.deadlines import NEVER
 from cat_serve.errors import InvalidInput
 from cat_serve.files import sha256_of
 from cat_serve.latents import latents_from_seeds
-from cat_serve.manifest import Artefact, Golden, Manifest
+from cat_serve.manifest import Artefact, Determinism, Golden, Manifest, load_artefact
+from export.triton_server.server import TritonServer
 
 CLASS_NAMES = ("apple", "boat", "cat", "door", "egg")
 
@@ -58,11 +61,43 @@ def torch_artefact(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
     return Artefact(folder, manifest, "0" * 12)
 
 
-@pytest.fixture(params=["onnxruntime", "onnxruntime fp16", "torch", "fake"])
+class Awaited:
+    """An engine elsewhere as one of this process: every pass is awaited on the loop of another thread."""
+
+    precision: Precision = "fp32"
+
+    def __init__(self, engine: Engine, portal: BlockingPortal) -> None:
+        self.name, self.artefact = engine.name, engine.artefact
+        self._engine, self._portal = engine, portal
+
+    @property
+    def determinism(self) -> Determinism:
+        return self._engine.determinism
+
+    def run(self, batch: Batch) -> Output:
+        return self._portal.call(self._engine.run, lambda: batch, NEVER)
+
+
+@pytest.fixture(scope="module")
+def over_triton(triton_server: TritonServer, project_root: Path) -> Iterator[Awaited]:
+    """The model that ships on a real Triton."""
+    artefact = load_artefact(project_root / "model_repository" / "fashion-32" / "1")
+    options = EngineOptions(triton=TritonOptions(urls=(triton_server.grpc_url,)))
+    with start_blocking_portal() as portal:
+        engine = portal.call(open_engine, "triton", artefact, options)
+        assert engine.why_unavailable() is None
+        yield Awaited(engine, portal)
+        portal.call(engine.close)
+
+
+@pytest.fixture(params=["onnxruntime", "onnxruntime fp16", "torch", "fake", "triton"])
 def backend(
     request: pytest.FixtureRequest, add_model: Callable[..., Any], shipped: Artefact
-) -> Iterator[Backend]:
+) -> Iterator[Backend | Awaited]:
     name, _, precision = request.param.partition(" ")
+    if name == "triton":
+        yield request.getfixturevalue("over_triton")
+        return
     if name == "torch":
         artefact = request.getfixturevalue("torch_artefact")
     else:
@@ -153,6 +188,16 @@ def test_several_threads_may_run_at_once(backend: Backend) -> None:
     with ThreadPoolExecutor(2) as pool:
         for answer, wanted in zip(pool.map(run, batches), expected, strict=True):
             assert answer.images.tobytes() == wanted.tobytes()
+
+
+def test_triton_gives_the_bytes_of_the_engine_in_this_process(
+    over_triton: Awaited, shipped: Artefact
+) -> None:
+    here = open_backend("onnxruntime", shipped, EngineOptions(threads=1))
+    batch = make_batch(here, [3, 1, 4, 1, 5, 9, 2, 6], psi=0.7, seed=11)
+    assert over_triton.determinism == "bytes"
+    assert over_triton.run(batch).images.tobytes() == here.run(batch).images.tobytes()
+    here.close()
 
 
 def test_unknown_engine_is_refused_by_name(shipped: Artefact) -> None:
