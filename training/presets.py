@@ -49,6 +49,7 @@ def _fashion_32() -> TrainConfig:
         flip_probability=0.0,  # a mirrored latent is not the latent of a mirrored image, and it leaks
         # 60,000 photographs are enough for a discriminator of this size: a million images are 17 epochs
         augmentations=("translation",),
+        label_weight=0.2,
     )
 
 
