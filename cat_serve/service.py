@@ -283,7 +283,8 @@ class Service:
     def _switch(self, loaded: Loaded) -> None:
         """Serve a new version from now on."""
         self._versions.switch(loaded)
-        self.models = {**self.models, loaded.model.name: loaded.model}
+        models = {**self.models, loaded.model.name: loaded.model}
+        self.models = dict(sorted(models.items()))  # as a start would list them
         self.metrics.served(loaded.model.name)
 
     def _queue_for(self, engine: Engine) -> Batcher:

@@ -24,7 +24,7 @@ from cat_serve.deadlines import Deadline
 from cat_serve.errors import NeverInTime, Overloaded
 from cat_serve.forecast import Forecast, completed_s, turns
 from cat_serve.manifest import Artefact
-from cat_serve.pace import MEMORY, RIDGE, Pace
+from cat_serve.pace import CHANGED, MEMORY, RIDGE, SHORT_MEMORY, Pace
 from cat_serve.slots import Slots
 
 positive = st.floats(1e-4, 10.0)
@@ -68,10 +68,16 @@ def test_line_is_found_again(per_image_s: float, per_pass_s: float, images: list
 def test_line_is_the_weighted_least_squares_of_numpy(images: list[int], seed: int) -> None:
     draw = np.random.default_rng(seed)
     n = np.array(images, float)
-    t = (0.01 + 0.02 * n) * draw.uniform(0.98, 1.02, len(n))  # never off by a factor of two
-    line = learned(list(zip(images, t.tolist(), strict=True))).line
+    t = (0.01 + 0.02 * n) * draw.uniform(0.8, 1.2, len(n))
+    pace, weight = Pace(), np.zeros(len(n))
+    for i, (count, seconds) in enumerate(zip(images, t.tolist(), strict=True)):
+        expected_s = pace.seconds_for(count)
+        as_before = i == 0 or 1 / CHANGED <= seconds / expected_s <= CHANGED
+        weight *= MEMORY if as_before else SHORT_MEMORY
+        weight[i] = 1
+        pace.add(count, seconds)
+    line = pace.line
     assert line is not None
-    weight = MEMORY ** np.arange(len(n))[::-1]
 
     def cost(a: float, b: float) -> float:
         return float(weight @ (a * n + b - t) ** 2 + RIDGE * weight.sum() * b * b)
@@ -83,7 +89,9 @@ def test_line_is_the_weighted_least_squares_of_numpy(images: list[int], seed: in
     if min(best) >= 0:
         assert line == pytest.approx(tuple(best), rel=1e-3, abs=1e-6)
         return
-    assert min(line) == pytest.approx(0, abs=1e-9)  # neither number may be negative: then the best is on an axis
+    assert min(line) == pytest.approx(
+        0, abs=1e-9
+    )  # neither number may be negative: then the best is on an axis
     for factor in (0.9, 0.99, 1.01, 1.1):
         assert cost(*line) <= cost(line[0] * factor, line[1] * factor)
     assert cost(*line) <= min(cost(0, float(t.mean())), cost(float(t @ n / (n @ n)), 1e-4))
