@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 32 * 1024
 OWN_DESCRIPTORS = 128  # beside connections: listeners, models, logs
-BEYOND = 1.1  # so many times the limit are let in to be told that it is reached
+TOLD = 64  # so many beyond the limit are let in to be told that it is reached
 CROWDED = "crowded"  # in the state of a request: there are too many connections
 ANSWERABLE = (h11.IDLE, h11.SEND_RESPONSE)
 
@@ -56,7 +56,7 @@ class Connection(H11Protocol):
         if len(self.connections) > limits.max_connections:
             if limits.idle:
                 next(iter(limits.idle)).leave()
-            elif len(self.connections) > BEYOND * limits.max_connections:
+            elif len(self.connections) > limits.max_connections + TOLD:
                 self.connections.discard(self)
                 transport.abort()
                 return
@@ -190,12 +190,12 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
 def room_for(connections: int) -> int:
     """Let this process have so many connections; return how many it may really have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = int(BEYOND * connections) + OWN_DESCRIPTORS
+    wanted = connections + TOLD + OWN_DESCRIPTORS
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return connections
     new = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
     resource.setrlimit(resource.RLIMIT_NOFILE, (new, hard))
-    room = max(1, int((new - OWN_DESCRIPTORS) / BEYOND))
+    room = max(1, new - TOLD - OWN_DESCRIPTORS)
     if room < connections:
         logger.warning(
             "%d connections at once, not %d: this machine allows a process %d files",

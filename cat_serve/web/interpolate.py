@@ -192,7 +192,8 @@ def resolve(service: ImageService, parameters: InterpolateQuery) -> PathRequest:
             accepted=ACCEPTED["class"],
         )
     model = service.model(parameters.model)
-    require_playable(parameters, service.limits.most_frames)
+    frames = frames_of(parameters, service.limits.most_frames)
+    require_playable(parameters, frames, service.limits.most_frames)
     require_side(model.artefact.manifest.image_size, parameters.format)
     seeds = parameters.seed or [secrets.randbelow(MAX_SEED + 1)]
     count = count_keys(len(parameters.class_), len(seeds))
@@ -203,7 +204,7 @@ def resolve(service: ImageService, parameters: InterpolateQuery) -> PathRequest:
         keys=tuple(
             Key(classes[index % len(classes)], seeds[index % len(seeds)]) for index in range(count)
         ),
-        frames=parameters.frames,
+        frames=frames,
         curve=parameters.interpolation,
         loop=parameters.loop,
         truncation_psi=parameters.truncation_psi + 0.0,  # -0.0 is 0
@@ -228,19 +229,26 @@ def count_keys(classes: int, seeds: int) -> int:
     return count
 
 
-def require_playable(parameters: InterpolateQuery, most_frames: int) -> None:
+def frames_of(parameters: InterpolateQuery, most_frames: int) -> int:
+    """Return how many frames are wanted: who does not say gets no more than the server makes."""
+    if "frames" in parameters.model_fields_set:
+        return parameters.frames
+    return min(parameters.frames, most_frames)
+
+
+def require_playable(parameters: InterpolateQuery, frames: int, most_frames: int) -> None:
     """Refuse more frames than the server makes, or a rate that the format cannot show.
 
     Raises:
         InvalidInput: `bad_frames` or `bad_fps`.
     """
-    if parameters.frames > most_frames:
+    if frames > most_frames:
         raise InvalidInput(
-            f"frames is {parameters.frames}, and an animation may have {most_frames}.",
+            f"frames is {frames}, and an animation may have {most_frames}.",
             code="bad_frames",
             hint="ask for fewer, or for the parts of the path one after another",
             parameter="frames",
-            got=parameters.frames,
+            got=frames,
             accepted=accepted(most_frames)["frames"],
         )
     if parameters.fps > MAX_FPS[parameters.format]:

@@ -231,6 +231,8 @@ def _within(schema: Any, in_body: bool) -> Iterator[tuple[dict[str, Any], bool]]
 def _bound(document: dict[str, Any], name: str, most: int) -> None:
     """Give every number called `name` its largest value."""
     for schema in _declared(document, name):
+        if isinstance(schema.get("default"), int):
+            schema["default"] = min(schema["default"], most)
         for kind in schema.get("anyOf", [schema]):
             if kind.get("type") == "integer":
                 kind["maximum"] = max(most, kind.get("minimum", most))

@@ -13,9 +13,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cat_serve.manifest import Artefact, load_artefact
 from tests.robustness.tried import COUNTS_FILE, TRIED, Tried
+from tests.serving.conftest import add_model, repository, run_app, shipped, steps
 from tests.serving.processes import ROOT, ended, free_port, wait_ready
+
+__all__ = ["add_model", "repository", "run_app", "shipped", "steps"]
 
 SERVE = (sys.executable, "-m", "cat_serve", "serve")
 ANSWER_S = 10.0  # "within a second" on an idle machine; here others compute, too
@@ -97,8 +99,3 @@ def serve(log: Path, *flags: str, **environment: str) -> Iterator[Watched]:
         yield server
         assert process.poll() is None, server.log_since()[-4000:]
         assert "Traceback" not in server.log_since(), server.log_since()[-4000:]
-
-
-@pytest.fixture(scope="session")
-def shipped(project_root: Path) -> Artefact:
-    return load_artefact(project_root / "model_repository" / "fashion-32" / "1")
