@@ -9,6 +9,9 @@ RUN    ?= runs/$(MODEL)
 TORCH  := 2.13.0
 PIP    := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# about how long `make chaos` takes on a machine that is idle
+CHAOS_MINUTES ?= 10
+
 # Garment photographs, a Debian package: https://packages.debian.org/dataset-fashion-mnist
 FASHION_MNIST := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 # The browser that tests of the playground drive: https://packages.debian.org/chromium-headless-shell
@@ -17,7 +20,7 @@ CHROMIUM := $(firstword $(shell which chromium-headless-shell chromium chromium-
 
 .DEFAULT_GOAL := help
 
-.PHONY: help serve triton test test-all check docs format train evaluate export gpu-check deploy-check constraints wheel wheel-check clean
+.PHONY: help serve triton test test-all check docs format train evaluate export gpu-check deploy-check chaos sbom constraints wheel wheel-check clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -98,6 +101,9 @@ deploy-check: $(DEV)/installed $(CHECKOV)/installed  ## render the Kubernetes ma
 docs: $(DEV)/installed  ## write the references in docs/ from the code: routes, settings, metrics
 	$(DEV)/bin/python -m docs.reference
 
+chaos: $(DEV)/installed $(TRITON)/installed  ## bad days on purpose: load, faults, abuse; CHAOS_MINUTES=60 for longer
+	@$(DEV)/bin/python -m benchmarks.chaos --minutes $(CHAOS_MINUTES) --document docs/reliability.md
+
 format: $(DEV)/installed  ## format the code
 	$(DEV)/bin/ruff check --fix .
 	$(DEV)/bin/ruff format .
@@ -136,6 +142,12 @@ wheel: $(DEV)/installed  ## build the wheel, the shipped model inside
 
 wheel-check: $(DEV)/installed  ## build the wheel, install it in a clean environment, ask it for an image
 	@$(DEV)/bin/python .ci/check_wheel.py
+
+sbom: $(SERVE)/installed $(DEV)/installed  ## list what the serving environment is made of, with licences, as CycloneDX
+	@mkdir -p build
+	$(DEV)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --validate \
+	  --output-file build/sbom.cdx.json $(SERVE)/bin/python
+	@$(DEV)/bin/python .ci/check_sbom.py build/sbom.cdx.json
 
 clean:  ## remove environments and caches; runs/, data/ and dist/ stay
 	rm -rf $(SERVE) $(DEV) $(TRITON) $(CHECKOV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -40,7 +40,11 @@ class Departure:
 
     @property
     def in_flight(self) -> list[Answer]:
-        return [a for a in self.answers if a.sent_s <= self.signal_s - LEAD_S and a.ended_s > self.signal_s]
+        return [
+            a
+            for a in self.answers
+            if a.sent_s <= self.signal_s - LEAD_S and a.ended_s > self.signal_s
+        ]
 
     @property
     def after(self) -> list[Answer]:

@@ -17,6 +17,8 @@ from benchmarks.chaos.traffic import Ask, Maker, drawn
 
 TIMEOUT_S = 60.0
 GONE = 0
+BUSY = frozenset({429, 503})
+BUSY_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -119,15 +121,19 @@ async def keep_asking(
     clients: int,
     seconds: float | None = None,
     seed: int = 0,
-    pause_s: float = 0.0,
 ) -> None:
-    """Let so many clients ask one request after another, for a time or until this is cancelled."""
+    """Let so many clients ask one request after another, for a time or until this is cancelled.
+
+    Whoever hears that the server is busy or has no engine waits for a moment, though less than it asks for.
+    """
     ends_s = None if seconds is None else time.perf_counter() + seconds
 
     async def ask_on(client: aiohttp.ClientSession, rng: random.Random) -> None:
         while ends_s is None or time.perf_counter() < ends_s:
-            tally.add(await send(client, base, drawn(mix, rng)))
-            await asyncio.sleep(pause_s)
+            answer = await send(client, base, drawn(mix, rng))
+            tally.add(answer)
+            if answer.status in BUSY:
+                await asyncio.sleep(BUSY_S)
 
     async with session() as client, asyncio.TaskGroup() as group:
         for number in range(clients):

@@ -79,9 +79,16 @@ def openai(rng: random.Random) -> Ask:
 
 
 def interpolation(rng: random.Random) -> Ask:
-    keys = [rng.randrange(10), rng.randrange(10)]
-    values = {"class": keys, "seed": [1, 2], "frames": 8, "format": rng.choice(("webp", "gif"))}
+    """Frames between two seeds of a class."""
+    image_format = rng.choice(("webp", "gif", "zip"))
+    values = {"class": rng.randrange(10), "seed": [1, 2], "frames": 8, "format": image_format}
     return _json("interpolation", "/interpolate", GOOD, **values)
+
+
+def between_classes(rng: random.Random) -> Ask:
+    """Frames that are mixtures, so that the studio makes them."""
+    values = {"class": [rng.randrange(5), rng.randrange(5, 10)], "seed": [1, 2], "frames": 8}
+    return _json("interpolation of classes", "/interpolate", GOOD, **values)
 
 
 def mixture(rng: random.Random) -> Ask:
@@ -134,13 +141,15 @@ def look(rng: random.Random) -> Ask:
 
 
 MIXED: Mapping[Maker, int] = {
-    one: 40, several: 10, large: 1, by_address: 8, unchanged: 6, openai: 3, interpolation: 1, mixture: 3,
-    bad: 12, late: 4, left: 6, slow: 3, look: 3,
+    one: 40, several: 10, large: 1, by_address: 8, unchanged: 6, openai: 3, interpolation: 1, between_classes: 1,
+    mixture: 3, bad: 12, late: 4, left: 6, slow: 3, look: 3,
 }  # fmt: skip
 GOOD_ONLY: Mapping[Maker, int] = {one: 60, several: 20, large: 3, by_address: 10}
 # Triton holds the plain graphs only: no mixtures.
 OVER_TRITON: Mapping[Maker, int] = {
-    maker: weight for maker, weight in MIXED.items() if maker not in (mixture, late, left, slow)
+    maker: weight
+    for maker, weight in MIXED.items()
+    if maker not in (mixture, between_classes, late, left, slow)
 }
 
 

@@ -32,7 +32,9 @@ def server() -> Iterator[Server]:
 
 @contextmanager
 def connections(server: Server, count: int) -> Iterator[list[http.client.HTTPConnection]]:
-    opened = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=60) for _ in range(count)]
+    opened = [
+        http.client.HTTPConnection("127.0.0.1", server.port, timeout=60) for _ in range(count)
+    ]
     yield opened
     for connection in opened:
         connection.close()
