@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
+from contextlib import suppress
 
 from cat_serve.loaded import Loaded
 from cat_serve.wanted import ServedModel
@@ -70,12 +72,17 @@ class Versions:
             await self._present.popitem()[1].close()
 
     async def _retire(self, loaded: Loaded) -> None:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(LINGER_S):
                 await self._closing.wait()
-        except TimeoutError:
-            pass
         await loaded.until_unused()
         del self._leaving[loaded]
         await loaded.close()
+        await asyncio.to_thread(return_freed_memory)
         logger.info("closed %s", loaded.model.label)
+
+
+def return_freed_memory() -> None:
+    """Give the system back what the C library keeps of freed memory; glibc does, where threads come and go."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

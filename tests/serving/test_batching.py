@@ -137,6 +137,51 @@ async def test_large_request_cannot_starve_small_ones(artefact: Artefact, steps:
         assert at.passes()[:3] == [{0: 4}, {0: 2, 1: 1, 2: 1}, {0: 3, 2: 1}]
 
 
+async def test_stream_of_small_requests_cannot_starve_a_large_one(
+    artefact: Artefact, steps: Any
+) -> None:
+    async with bench(artefact, max_batch=4) as at:
+        at.engine.before = steps
+        large = at.ask(Wish(0, 12))
+        small: list[asyncio.Task[Made]] = []
+        passes = 0
+        while not large.done():
+            passes += 1
+            await steps.until_entered(passes)
+            while at.batcher.waiting < 24:  # they never end
+                small.append(at.ask(Wish(1)))
+                await asyncio.sleep(0)
+            steps.allow(1)
+            await steps.until(lambda: steps.entered > passes or large.done())  # noqa: B023
+            assert passes < 100
+        # at most 24 others have a turn between two of its own
+        assert passes <= 12 * (24 / 4 + 1)
+        steps.allow(1000)
+        await gathered(large, *small)
+
+
+async def test_stream_of_large_requests_cannot_starve_a_small_one(
+    artefact: Artefact, steps: Any
+) -> None:
+    async with bench(artefact, max_batch=4, max_queued_images=1000) as at:
+        at.engine.before = steps
+        large = [at.ask(Wish(0, 20)) for _ in range(3)]
+        await steps.until_entered(1)
+        for number in range(5):
+            small = at.ask(Wish(1 + number % 4))
+            large.append(at.ask(Wish(0, 20)))  # behind it, and never the last
+            await asyncio.sleep(0)
+            entered = steps.entered
+            while not small.done():
+                steps.allow(1)
+                await steps.until(lambda: steps.entered > entered or small.done())  # noqa: B023
+                entered = steps.entered
+            took = [number for number, one in enumerate(at.passes()) if any(one)]
+            assert took[-1] <= 3 * (number + 1) + 1
+        steps.allow(1000)
+        await gathered(*large)
+
+
 async def test_two_large_requests_share_every_pass(artefact: Artefact, steps: Any) -> None:
     async with bench(artefact, max_batch=4) as at:
         at.engine.before = steps

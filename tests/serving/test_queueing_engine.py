@@ -127,6 +127,21 @@ async def test_large_request_takes_turns_with_small_ones(artefact: Artefact) -> 
         assert at.engine.calls[:4] == [(0, 4), (0, 4), (1, 1), (2, 2)]
 
 
+async def test_stream_of_small_requests_cannot_starve_a_large_one(artefact: Artefact) -> None:
+    async with bench(artefact, concurrency=1, max_batch=4) as at:
+        at.engine.go.set()
+        large = at.ask(Wish(0, 40))
+
+        async def ask_on() -> None:
+            while not large.done():
+                await at.ask(Wish(1))
+
+        await asyncio.wait_for(asyncio.gather(*(ask_on() for _ in range(5))), 20)
+        # ten calls of its own, and between two of them one of each of the others
+        assert sum(call == (0, 4) for call in at.engine.calls) == 10
+        assert len(at.engine.calls) <= 10 * 6 + 5
+
+
 async def test_no_more_calls_than_places_and_the_rest_is_bounded(artefact: Artefact) -> None:
     async with bench(artefact, concurrency=2, max_batch=4, max_queued_images=5) as at:
         asked = [at.ask(Wish(class_id)) for class_id in (0, 1)]
