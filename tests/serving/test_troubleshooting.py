@@ -75,6 +75,7 @@ def test_metrics_that_documents_name_exist_and_all_are_named() -> None:
         for family in collector.collect()
         if family.name.startswith("cat_serve_")
     }
-    state = {"queued_images", "passes_in_flight", "engine_ready", "ready", "build_info", "model_info", "tasks"}  # fmt: skip
+    state = {"queued_images", "passes_in_flight", "engine_ready", "ready", "build_info", "model_info", "tasks",
+             "pace_image_seconds", "pace_pass_seconds", "predicted_seconds"}  # fmt: skip
     assert named == exposed | {f"cat_serve_{name}" for name in state}
     assert set(re.findall(r"`(cat_serve_\w+)`", PAGE)) <= named
