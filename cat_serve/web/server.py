@@ -25,6 +25,7 @@ from cat_serve.web.connections import uvicorn_options
 from cat_serve.web.listening import ADMIN_SETTING, address_of, announce, banner, bind
 
 ADMIN_GRACE_S = 2
+LATECOMERS_S = 0.1
 
 
 class Server(uvicorn.Server):
@@ -67,6 +68,21 @@ class Server(uvicorn.Server):
     def break_off(self) -> None:
         """Leave without waiting for requests in flight."""
         self.should_exit = self.force_exit = True
+
+    async def _wait_tasks_to_complete(self) -> None:
+        """Wait for requests in flight; uvicorn forgets connections that were accepted in the last moment."""
+        telling = asyncio.create_task(self._tell_latecomers())
+        try:
+            await super()._wait_tasks_to_complete()
+        finally:
+            telling.cancel()
+
+    async def _tell_latecomers(self) -> None:
+        """Let no connection be used for another request, so that a busy client cannot hold up the end."""
+        while True:
+            await asyncio.sleep(LATECOMERS_S)
+            for connection in list(self.server_state.connections):
+                connection.shutdown()
 
 
 class AdminServer(uvicorn.Server):

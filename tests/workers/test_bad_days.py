@@ -84,6 +84,13 @@ def ask(server: Server) -> httpx.Response:
         return client.post("/generate?class=1")
 
 
+def was_broken_off(asked: Future[httpx.Response]) -> bool:
+    """Say whether a request ended without its image: with an answer if there was time for one."""
+    if isinstance(asked.exception(), httpx.TransportError):
+        return True
+    return asked.result().status_code >= 500
+
+
 @contextmanager
 def held(server: Server, count: int) -> Iterator[list[Future[httpx.Response]]]:
     """Have so many requests in queue and engine when the block begins."""
@@ -197,9 +204,7 @@ def test_second_interrupt_breaks_off(start: Any) -> None:
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(WAIT_S / 2) == 0
         assert not server.children()
-        for each in asked:
-            with pytest.raises(httpx.TransportError):
-                each.result()
+        assert all(map(was_broken_off, asked))
 
 
 def test_nothing_outlives_a_supervisor_that_was_killed(start: Any) -> None:
@@ -210,8 +215,7 @@ def test_nothing_outlives_a_supervisor_that_was_killed(start: Any) -> None:
         server.process.kill()
         server.process.wait()
         until(lambda: not any(map(is_alive, children)), lambda: children)
-        for each in asked:
-            assert isinstance(each.exception(), httpx.TransportError)
+        assert all(map(was_broken_off, asked))
         until(lambda: any(not Path(folder).exists() for folder in private))
 
 
