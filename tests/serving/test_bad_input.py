@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -171,6 +172,41 @@ async def test_large_body_without_a_length_is_refused_while_it_arrives(client: A
     answer = await client.post("/generate", content=endless(), headers=headers)
     problem_of(answer, 413, "body_too_large")
     assert sent < 10**5
+
+
+async def test_body_that_does_not_arrive_in_time_is_refused(run_app: Any) -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(5)
+
+    async with run_app(request_timeout_s=0.2) as running:
+        answer = await running.client.post("/generate", content=slow())
+        assert "0.2 s" in problem_of(answer, 408, "request_timeout")["detail"]
+        assert answer.headers["connection"] == "close"
+
+
+async def test_request_by_its_head_is_refused_before_it_is_read(client: Any) -> None:
+    long = await client.get("/generate?class=" + "7" * 8192)
+    assert "8192" in problem_of(long, 414, "address_too_long")["accepted"]
+    large = await client.get("/healthz", headers={"X-A": "b" * 32768})
+    assert "32768" in problem_of(large, 431, "head_too_large")["accepted"]
+    headers = {"Content-Length": "2", "Transfer-Encoding": "chunked"}
+    problem_of(await client.post("/generate", headers=headers), 400, "bad_request")
+
+
+async def test_member_that_comes_twice_in_a_body_is_refused(client: Any) -> None:
+    content = b'{"class": 1, "seed": 2, "class": 3}'
+    headers = {"content-type": "application/json"}
+    answer = await client.post("/generate", content=content, headers=headers)
+    assert problem_of(answer, 422, "repeated_parameter")["got"] == "class"
+
+
+async def test_head_is_get_without_a_body(running: Any) -> None:
+    url = "/generate?class=1&seed=1"
+    got, head = await running.client.get(url), await running.client.head(url)
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("content-length", "etag", "x-seed", "content-type"):
+        assert head.headers[name] == got.headers[name]
 
 
 async def test_body_of_the_largest_size_is_read(running: Any) -> None:
