@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
@@ -61,6 +61,8 @@ class Metrics:
         self._refused = self._counter("refused", "Requests that a queue did not take", ["model", "reason"])  # fmt: skip
         self._ratio = self._histogram("prediction_ratio", "Time in queue and engine, divided by what was predicted", ["model"], RATIOS)  # fmt: skip
         self._reloads = self._counter("reloads", "Models that a reload found changed", ["model", "outcome"])  # fmt: skip
+        self.workers = Gauge(PREFIX + "workers", "HTTP processes that serve", registry=self.registry)
+        self.workers.set(1)
         ProcessCollector(registry=self.registry)
 
     def watch(self, service: Service) -> None:

@@ -32,6 +32,7 @@ def look(settings: Settings, environ: Mapping[str, str] = os.environ) -> Iterato
     yield Finding("package", "cat-serve", Verdict.OK, __version__)
     yield from _packages(settings)
     yield _cores(settings)
+    yield _workers(settings)
     yield _memory(CONTROL_GROUP)
     yield _disk(settings)
     yield from _ports(settings)
@@ -67,15 +68,37 @@ def _version(package: str) -> str | None:
 
 
 def _cores(settings: Settings) -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    wanted = settings.threads * settings.concurrency
-    if settings.backend == "onnxruntime" and settings.provider == "cpu" and wanted > (cores or 1):
+    cores, wanted = available_cores(), settings.threads * settings.concurrency
+    if settings.backend == "onnxruntime" and settings.provider == "cpu" and wanted > cores:
         return Finding(
             "machine", "cores", Verdict.WARNING,
             f"{cores}, and {settings.concurrency} passes of {settings.threads} threads want {wanted}",
             "lower --threads or --concurrency",
         )  # fmt: skip
     return Finding("machine", "cores", Verdict.OK, str(cores))
+
+
+def _workers(settings: Settings) -> Finding:
+    from cat_serve.workers.supervisor import private_socket
+
+    if settings.workers == 1:
+        return Finding("machine", "workers", Verdict.NONE, "everything is in one process")
+    try:
+        with private_socket():
+            pass
+    except CatServeError as error:
+        return Finding("machine", "workers", Verdict.LACKS, error.message, error.hint)
+    detail = f"{settings.workers} HTTP processes over one engine process"
+    if settings.workers > (cores := available_cores()):
+        return Finding("machine", "workers", Verdict.WARNING, f"{detail}, on {cores} cores",
+                       "lower --workers: each has one core's worth of work")  # fmt: skip
+    return Finding("machine", "workers", Verdict.OK, detail)
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return cores or 1
 
 
 def _memory(control_group: Path) -> Finding:

@@ -8,10 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from prometheus_client import Gauge
-
 from cat_serve.keys import KeyRing
-from cat_serve.metrics import PREFIX
 from cat_serve.service import Service
 from cat_serve.tracing import Tracing
 from cat_serve.wanted import ServedModel
@@ -48,12 +45,7 @@ class Hub:
         self._versions: dict[tuple[str, str], ServedModel] = {}
         self._summary: Any = None
         self._news: dict[str, Any] = {}
-        self.gauge = Gauge(
-            PREFIX + "workers",
-            "HTTP processes that are connected",
-            registry=service.metrics.registry,
-        )
-        self.gauge.set_function(lambda: len(self._sessions))
+        service.metrics.workers.set_function(lambda: len(self._sessions))
 
     async def run(self, listener: socket.socket) -> None:
         """Take workers in until cancelled; then hang up on all of them."""

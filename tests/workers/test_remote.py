@@ -78,7 +78,6 @@ class Together:
             finally:
                 running.cancel()
                 await asyncio.wait([running])
-        self.service.metrics.registry.unregister(hub.gauge)
 
     @asynccontextmanager
     async def worker(self, known: Any = None) -> AsyncIterator[RemoteService]:
