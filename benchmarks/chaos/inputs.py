@@ -14,10 +14,8 @@ from benchmarks.chaos.results import Result, at_least, at_most
 from benchmarks.chaos.servers import ROOT
 
 SUITE = "tests/robustness"
-COUNTS_IN = (
+COUNTS_IN = "ROBUSTNESS_TRIED"  # names the file into which the suite writes what it tried
 EXAMPLES_OF, EXAMPLES = "ROBUSTNESS_EXAMPLES", "200"  # of each property
-    "ROBUSTNESS_TRIED"  # the suite writes how many inputs it tried into the file of this name
-)
 LEAST = 5000
 LOG = "robustness.log"
 

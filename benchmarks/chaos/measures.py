@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RESAMPLES = 2000
-CONFIDENCE = 0.95
-MIN_POINTS = 12
+BLOCKS = 12
+STUDENT_T = 2.228  # 97.5 % of Student's t with BLOCKS - 2 degrees of freedom
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -29,27 +28,21 @@ class Slope:
     high: float
 
 
-def slope_of(x: Sequence[float], y: Sequence[float], seed: int = 0) -> Slope:
-    """Fit a line by least squares; the interval is a moving-block bootstrap of what the line leaves over.
+def slope_of(x: Sequence[float], y: Sequence[float]) -> Slope:
+    """Fit a line by least squares to the means of twelve blocks of neighbouring points ("batch means").
 
-    Memory grows in steps and falls back, so neighbouring samples are alike, and the textbook's interval, which takes
-    them for independent, would be far too narrow. Blocks of neighbours are drawn instead, n^(1/2) samples long.
+    Memory grows in steps and falls back, so neighbouring samples are alike, and an interval that takes them for
+    independent would be far too narrow. Means of blocks that are longer than such a likeness are nearly independent.
 
     Raises:
         ValueError: fewer than 12 points, or all at one x.
     """
-    xs, ys = np.asarray(x, float), np.asarray(y, float)
-    if len(xs) < MIN_POINTS or np.ptp(xs) == 0:
-        raise ValueError(f"{len(xs)} points do not make a slope")
-    weights = (xs - xs.mean()) / np.sum((xs - xs.mean()) ** 2)
-    value = float(weights @ ys)
-    left = ys - ys.mean() - value * (xs - xs.mean())
-    block = math.ceil(math.sqrt(len(xs)))
-    rng = np.random.default_rng(seed)
-    starts = rng.integers(0, len(xs), (RESAMPLES, math.ceil(len(xs) / block)))
-    # Blocks go round the end, or the first and last samples would be drawn too seldom.
-    chosen = (starts[:, :, None] + np.arange(block)) % len(xs)
-    drawn = left[chosen.reshape(RESAMPLES, -1)[:, : len(xs)]]
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(value + drawn @ weights, (tail, 1 - tail))
-    return Slope(value, float(low), float(high))
+    if len(x) < BLOCKS or np.ptp(x) == 0:
+        raise ValueError(f"{len(x)} points do not make a slope")
+    xs, ys = (np.array([part.mean() for part in np.array_split(np.asarray(v, float), BLOCKS)]) for v in (x, y))  # fmt: skip
+    centred = xs - xs.mean()
+    spread = np.sum(centred**2)
+    value = float(centred @ ys / spread)
+    left = ys - ys.mean() - value * centred
+    margin = STUDENT_T * math.sqrt(float(np.sum(left**2)) / (BLOCKS - 2) / float(spread))
+    return Slope(value, value - margin, value + margin)
