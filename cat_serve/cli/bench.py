@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 
 from cat_serve.cli.engine import add_engine_flags, chosen_model, engine_settings
 from cat_serve.cli.remote import add_server_flags
-from cat_serve.commands import run_command
-from cat_serve.errors import InvalidInput, Overloaded
+from cat_serve.commands import explain_failure, run_command
+from cat_serve.errors import CatServeError, InvalidInput, Overloaded
 
 if TYPE_CHECKING:
     from cat_serve.bench import Bounds, Do, Measured
@@ -62,29 +62,39 @@ def add_to(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, and print a table and a line of JSON."""
-    return run_command(lambda: work(arguments), extra="client" if arguments.url else "cpu")
+    extra = "client" if arguments.url else "cpu"
+    return run_command(lambda: work(arguments), extra=extra, resumes=False)
 
 
 def work(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure every case; interrupted, report those that were measured, as a check that failed."""
+    """Measure every case; interrupted, or if one fails, report those that were measured, as a check that failed.
+
+    Raises: what the first case raises.
+    """
     from cat_serve.bench import Bounds, machine, table
 
     bounds = Bounds(arguments.seconds, arguments.requests, arguments.warm_up)
     _require_sense(arguments)
     cases: list[Measured] = []
-    interrupted = False
+    ended: str | None = None
     opened = _server if arguments.url else _engine
     with opened(arguments) as (facts, do):
         try:
             for case in _measured(arguments, bounds, do):
                 cases.append(case)
         except KeyboardInterrupt:
-            interrupted = True
+            ended = "interrupted"
+        except CatServeError as error:
+            if not cases:
+                raise
+            explain_failure(error)
+            ended = error.message
     where = "machine_of_the_client" if arguments.url else "machine"
     report = {**facts, where: machine(), "warm_up": bounds.warm_up}
     print(*(f"{name}: {_shown(value)}" for name, value in report.items()), sep="\n", end="\n\n")
     print(table(cases), end="\n\n")
-    return {**report, "cases": [case.row() for case in cases], "passed": not interrupted}
+    rows = [case.row() for case in cases]
+    return {**report, "cases": rows, "ended": ended, "passed": ended is None}
 
 
 def _measured(
@@ -139,12 +149,12 @@ def _server(arguments: argparse.Namespace) -> Iterator[Subject]:
     from cat_serve.cli.remote import client_of
     from cat_serve.client import Retries
 
-    if not arguments.remote and not is_loopback(arguments.url):
-        raise InvalidInput(
-            f"{arguments.url} is not this machine.",
-            hint="--remote, if whoever runs it agrees to the load",
-        )
     with client_of(arguments, retries=Retries(attempts=1)) as client:
+        if not arguments.remote and not is_loopback(arguments.url):
+            raise InvalidInput(
+                f"{arguments.url} is not this machine.",
+                hint="--remote, if whoever runs it agrees to the load",
+            )
         cards = client.models()
         wanted = getattr(arguments, "model", None)
         card = next((c for c in cards if (c.name == wanted if wanted else c.default)), None)

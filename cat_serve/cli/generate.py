@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cat_serve.cli.engine import add_engine_flags, chosen_model, engine_settings
+from cat_serve.cli.writing import bar_of_images, is_folder, require_writable
 from cat_serve.commands import run_command
 from cat_serve.errors import InvalidInput
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from cat_serve.settings import Settings
 
 SAMPLES_SUFFIX = ".npz"
+SHARD, PIECE = (
+    1000,
+    100,
+)  # samples in a file of a folder; in what a single file is put together from
 
 
 def add_to(commands: Any) -> None:
@@ -51,7 +56,8 @@ def add_to(commands: Any) -> None:
     )
     add("--format", choices=("png", "jpeg", "webp", "npy"), default="png",
         help="of the files in a folder of pictures (png)")  # fmt: skip
-    add("--shard-size", type=int, default=1000, metavar="N", help="samples in one shard (1000)")
+    add("--shard-size", type=int, metavar="N",
+        help="samples in one shard (1000), or in what is kept of a single file that was interrupted (100)")  # fmt: skip
     add("--batch", type=int, metavar="N", help="images in one forward pass (16)")
     add_engine_flags(parser)
     parser.set_defaults(run=run)
@@ -59,7 +65,7 @@ def add_to(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Make the images, and print a line of JSON."""
-    return run_command(lambda: work(arguments), extra="cpu")
+    return run_command(lambda: work(arguments), extra="cpu", resumes=arguments.n is not None)
 
 
 def work(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -81,9 +87,6 @@ def write_samples(
     arguments: argparse.Namespace, settings: Settings, artefact: Artefact
 ) -> dict[str, Any]:
     """Make samples for evaluation into one file or a folder of shards."""
-    from tqdm import tqdm
-
-    from cat_serve.cli.pictures import is_folder
     from cat_serve.embedded import classes_of, embedded
     from cat_serve.mixtures import class_of, parse_classes
     from cat_serve.samples import Samples, write_one_file, write_shards
@@ -95,22 +98,24 @@ def write_samples(
             f"--n makes samples, and --out {arguments.out} or --stage is for pictures.",
             hint="--out samples.npz or a folder; for pictures --seeds",
         )
+    require_writable(out)
     mixture = (
         None if arguments.class_ is None else parse_classes(arguments.class_, classes_of(artefact))
     )
     with embedded(artefact, settings, studio=len(mixture or ()) > 1) as engine:
-        determinism = engine.backend.determinism
+        determinism, given = engine.backend.determinism, arguments.shard_size
         samples = Samples(
             model=engine.model.label, backend=engine.backend.name, provider=settings.provider,
             precision=engine.backend.precision, n=arguments.n,
             num_classes=artefact.manifest.num_classes,
             class_id=None if mixture is None else class_of(mixture),
             seed=arguments.seed, truncation_psi=arguments.truncation_psi,
-            shard_size=arguments.shard_size, batch=None if determinism == "bytes" else engine.batch,
+            shard_size=(SHARD if folder else PIECE) if given is None else given,
+            batch=None if determinism == "bytes" else engine.batch,
         )  # fmt: skip
         write = write_shards if folder else write_one_file
         began_s = time.perf_counter()
-        with tqdm(total=samples.n, unit="img", desc=engine.model.label) as bar:
+        with bar_of_images(samples.n, engine.model.label) as bar:
 
             def there(images: int) -> None:
                 bar.initial += images  # the rate is of what is made now

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cat_serve.cli.writing import bar_of_images, is_folder, require_writable
 from cat_serve.errors import CatServeError, InvalidInput
 
 if TYPE_CHECKING:
@@ -49,26 +50,20 @@ def write_pictures(
     if image_format is None and not is_folder(arguments.out):
         raise InvalidInput(f"--out {arguments.out} says no format.",
                            hint=f"a folder, or a name with one of {', '.join(SUFFIXES)}")  # fmt: skip
+    require_writable(out)
     return asyncio.run(_write(arguments, settings, artefact, seeds, out, image_format))
-
-
-def is_folder(out: str) -> bool:
-    """Say whether --out means a folder: it is one, ends in a slash, or has no suffix."""
-    return out.endswith("/") or Path(out).is_dir() or not Path(out).suffix
 
 
 async def _write(
     arguments: argparse.Namespace, settings: Settings, artefact: Artefact, seeds: Sequence[int],
     out: Path, image_format: Format | None,
 ) -> dict[str, Any]:  # fmt: skip
-    from tqdm import tqdm
-
     from cat_serve.cli.generate import report
 
     name = artefact.manifest.model
     async with service_here(settings, artefact, len(seeds)) as service:
         began_s = time.perf_counter()
-        with tqdm(total=len(seeds), unit="img", desc=name) as bar:
+        with bar_of_images(len(seeds), name) as bar:
             if image_format is None:
                 studio = await _folder(arguments, service, seeds, out, bar)
             else:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from cat_serve.cli.engine import add_engine_flags, engine_settings
 from cat_serve.cli.remote import add_server_flags
+from cat_serve.cli.writing import require_writable
 from cat_serve.commands import USAGE, run_command
 from cat_serve.errors import InvalidInput
 
@@ -59,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         report.update(work(arguments))
         return report
 
-    code = run_command(do, extra="client" if arguments.url else "cpu")
+    code = run_command(do, extra="client" if arguments.url else "cpu", resumes=False)
     return USAGE if report.get("result") == ANOTHER_VERSION else code
 
 
@@ -68,6 +69,8 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
     from cat_serve.reproduce import compare, read_picture
 
     picture = read_picture(arguments.picture)
+    if arguments.out is not None:
+        require_writable(arguments.out)
     made = _by_server(arguments, picture) if arguments.url else _here(arguments, picture)
     facts = {"picture": str(arguments.picture), "model": picture.label, "request": picture.request}
     if made is None:

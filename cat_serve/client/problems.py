@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import re
 import time
 from typing import Any
 
@@ -21,7 +22,9 @@ from cat_serve.errors import (
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 TOO_MANY, UNAVAILABLE, TIMEOUT = 429, 503, 504
 MAX_SHOWN_CHARACTERS = 200
+NOT_OURS = "this is no answer of cat-serve's: is it the address of one, or is a proxy in between?"
 
+_MARKUP = re.compile(r"<(style|script)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 _STANDARD_MEMBERS = frozenset({"type", "title", "detail", "hint"})
 _TREE = [each for each in vars(errors).values() if isinstance(each, type)]
 BY_CODE: dict[str, type[CatServeError]] = {
@@ -39,7 +42,7 @@ def error_of(answer: httpx.Response) -> CatServeError:
     members = _members(answer)
     code = str(members.get("code", ""))
     detail = str(members.get("detail") or _plain(answer))
-    hint = members.get("hint")
+    hint = members.get("hint") or (None if members else NOT_OURS)
     kind = BY_CODE.get(code) or _by_status(answer.status_code)
     error = kind(detail, hint=None if hint is None else str(hint))
     error.code = code or kind.code
@@ -73,8 +76,14 @@ def _members(answer: httpx.Response) -> dict[str, Any]:
 
 
 def _plain(answer: httpx.Response) -> str:
-    text = " ".join(answer.text.split())[:MAX_SHOWN_CHARACTERS]
+    text = _MARKUP.sub(" ", answer.text) if _is_page(answer) else answer.text
+    text = " ".join(text.split())[:MAX_SHOWN_CHARACTERS]
     return f"{answer.url.host} answered {answer.status_code} {answer.reason_phrase}: {text or 'nothing'}"
+
+
+def _is_page(answer: httpx.Response) -> bool:
+    kind: str = answer.headers.get("Content-Type", "")
+    return kind.startswith("text/html")
 
 
 def _by_status(status: int) -> type[CatServeError]:

@@ -134,6 +134,37 @@ def test_server_is_measured_over_http(
     assert 0 < case["stages"]["generate"] <= case["p99_ms"]
 
 
+def test_server_that_dies_half_way_leaves_what_was_measured(
+    capsys: pytest.CaptureFixture[str], add_model: Any, repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from cat_serve import bench
+
+    add_model()
+    real, cases = bench.measure, []
+
+    with slow_server(repository, pass_s=0) as (url, process):
+
+        def measure_and_kill(*arguments: Any) -> Any:
+            if cases:
+                process.kill()
+                process.wait()
+            cases.append(real(*arguments))
+            return cases[-1]
+
+        monkeypatch.setattr(bench, "measure", measure_and_kill)
+        flags = ["--batch", "1", "2", "--concurrency", "1", "--requests", "4", "--warm-up", "0"]
+        assert main(["bench", "--url", url, "--class", "1", *flags]) == 1
+        captured = capsys.readouterr()
+        assert "error: The server did not answer" in captured.err
+        report = json.loads(captured.out.splitlines()[-1])
+        assert [case["batch"] for case in report["cases"]] == [1]
+        assert (report["passed"], report["ended"][:21]) == (False, "The server did not an")
+        assert main(["bench", "--url", url, "--class", "1", *flags]) == 1  # nothing was measured
+        captured = capsys.readouterr()
+        assert (captured.out, captured.err.count("error: ")) == ("", 1)
+
+
 def test_overloaded_server_refuses_and_that_is_told(
     add_model: Any, repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +183,7 @@ def test_overloaded_server_refuses_and_that_is_told(
     ("flags", "told"),
     [
         (["--url", "http://10.1.2.3:8000"], "is not this machine"),
+        (["--url", "nonsense"], "'nonsense' is no address"),
         (["--url", "http://127.0.0.1.example:1"], "is not this machine"),
         (["--batch", "0"], "1 or more"),
         (["--seconds", "nan"], "more than 0"),

@@ -223,10 +223,12 @@ def test_every_code_of_the_server_becomes_an_error_of_its_kind() -> None:
 def test_page_of_a_proxy_becomes_an_error_by_its_status(
     ask: Ask, status: int, kind: type[CatServeError]
 ) -> None:
-    page = httpx.Response(status, headers={"Content-Type": "text/html"}, content="<p>Bad\nday</p>")
-    with pytest.raises(kind, match="<p>Bad day</p>") as caught:
+    content = "<html><style>p {color: red}</style><p>Bad\nday</p></html>"
+    page = httpx.Response(status, headers={"Content-Type": "text/html"}, content=content)
+    with pytest.raises(kind, match=r": Bad day\n") as caught:
         ask(Canned(page), 7, retries=Retries(attempts=1))
     assert type(caught.value) is kind
+    assert "no answer of cat-serve's" in str(caught.value.hint)
     assert caught.value.details["status"] == status
 
 

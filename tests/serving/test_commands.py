@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
@@ -54,7 +55,30 @@ def test_a_missing_package_names_the_extra(capsys: pytest.CaptureFixture[str]) -
 
 def test_an_interruption_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(lambda: raising(KeyboardInterrupt()), extra="train") == 130
-    assert "interrupted" in capsys.readouterr().err
+    assert "interrupted; the same command goes on" in capsys.readouterr().err
+    assert run_command(lambda: raising(KeyboardInterrupt()), extra="train", resumes=False) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device.\n  hint: make"),
+        (PermissionError(errno.EACCES, "Permission denied", "/a/b"), "/a/b: Permission denied.\n  hint: give"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "f/a"), "f/a: Not a directory.\n"),
+    ],
+)  # fmt: skip
+def test_place_that_cannot_be_written_is_no_traceback(
+    error: OSError, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(lambda: raising(error), extra="cpu") == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err[: 7 + len(told)]) == ("", f"error: {told}")
+
+
+def test_other_errors_of_the_system_keep_their_traceback() -> None:
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        run_command(lambda: raising(OSError(errno.EBADF, "Bad file descriptor")), extra="cpu")
 
 
 def test_a_bug_keeps_its_traceback() -> None:

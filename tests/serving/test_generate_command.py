@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from cat_serve.backends.fake import FakeBackend
 from cat_serve.classes import Classes
 from cat_serve.cli import main
 from cat_serve.cli.pictures import read_seeds
+from cat_serve.cli.writing import bar_of_images
 from cat_serve.contract import Output
 from cat_serve.embedded import Embedded
 from cat_serve.errors import BadOutput, InvalidInput
@@ -252,6 +254,39 @@ def test_run_that_is_broken_off_goes_on_and_gives_the_same_bytes(
     assert len(shards(whole)) == 20 + 1
 
 
+def test_disk_that_is_full_is_told_and_the_run_goes_on_later(
+    generate: Generate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from cat_serve import samples
+
+    real, written = samples.np.savez, []
+
+    def savez(*arguments: Any) -> None:
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(real(*arguments))
+
+    out = tmp_path / "shards"
+    flags = ["--n", "12", "--shard-size", "4", "--out", str(out)]
+    with monkeypatch.context() as full:
+        full.setattr(samples.np, "savez", savez)
+        assert main(["generate", "--threads", "1", *flags]) == 2
+    assert "error: No space left on device.\n  hint: make room" in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == ["000000.npz", "000001.npz", INDEX_NAME]
+    assert generate(*flags)["made"] == 4
+
+
+def test_progress_is_for_a_terminal_or_for_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    with bar_of_images(1000, "model") as bar:
+        for _ in range(1000):
+            bar.update()
+    said = capsys.readouterr().err
+    assert said.count("\r") <= 3  # begin and end; a log keeps every line
+    assert "1000/1000" in said
+    assert said.isascii()
+
+
 def test_changed_request_is_refused(
     generate: Generate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,6 +336,9 @@ def test_size_of_a_pass_is_kept_where_bytes_may_depend_on_it(
         (["--n", "5", "--class", "zebra", "--out", "a.npz"], "no class 'zebra'"),
         (["--n", "5", "--batch", "0", "--out", "a.npz"], "CAT_SERVE_MAX_BATCH"),
         (["--n", "5", "--model", "other", "--out", "a.npz"], "models here: fashion-32"),
+        (["--n", "5", "--out", "/dev/null/a.npz"], "/dev/null is no folder"),
+        (["--class", "7", "--seeds", "0-9", "--out", "/dev/null/a.png"], "/dev/null is no folder"),
+        (["--n", "5", "--shard-size", "0", "--out", "a.npz"], "shard_size is 0"),
     ],
 )
 def test_wrong_usage_is_told_and_leaves_no_file(
