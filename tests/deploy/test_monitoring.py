@@ -69,6 +69,8 @@ def exposed() -> dict[str, set[str]]:
             found.setdefault(sample.name, set()).update(sample.labels)
     # of engines, which are not open here; tests/serving/test_metrics.py sees their labels on a running service
     found["cat_serve_engine_ready"] = {"model", "endpoint"}
+    for gauge in ("pace_image_seconds", "pace_pass_seconds", "predicted_seconds"):
+        found[f"cat_serve_{gauge}"] = {"model", "graph"}
     found["cat_serve_model_info"] = {"model", "version", "backend", "precision", "determinism"}
     return found
 
