@@ -76,7 +76,7 @@ async def run(chosen: Mapping[str, Experiment], progress: Progress) -> list[Resu
             promise = Promise("the experiment comes to its end", False, said, "its end")
             result = Result(name, (promise,), time.perf_counter() - began_s)
         results.append(result)
-        progress.end("held" if result.passed else "BROKEN")
+        progress.end("held" if result.passed else f"BROKEN: {'; '.join(result.broken)}")
     return results
 
 
@@ -93,9 +93,7 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
     write(results, facts, arguments.out)
     if arguments.document is not None:
         fill(arguments.document, tables(results, facts))
-    broken = [f"{r.name}: {p.what}: {p.measured}, limit {p.limit}" for r in results for p in r.promises if not p.held]  # fmt: skip
-    for line in broken:
-        print(f"broken: {line}", file=sys.stderr)
+    broken = [f"{result.name}: {text}" for result in results for text in result.broken]
     return {
         "passed": all(result.passed for result in results),
         "seconds": facts["seconds"],

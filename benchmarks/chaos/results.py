@@ -49,6 +49,11 @@ class Result:
         """Whether there were promises, and all of them held."""
         return bool(self.promises) and all(promise.held for promise in self.promises)
 
+    @property
+    def broken(self) -> list[str]:
+        """Return what did not hold, in words."""
+        return [f"{p.what}: {p.measured}, limit {p.limit}" for p in self.promises if not p.held]
+
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "passed": self.passed}
 
