@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import signal
@@ -19,10 +20,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
 
 from cat_serve.manifest import Artefact
-from cat_serve.web.server import bind
+from cat_serve.web.server import Server, bind
 
 START_S = 30.0
 STOP_S = 15.0
@@ -250,6 +252,49 @@ def test_requests_in_flight_finish_after_sigterm(
     assert answers == [200, 200, 200]
     assert code == 0
     assert "Traceback" not in err
+
+
+@pytest.mark.anyio
+async def test_connection_that_came_in_the_last_moment_does_not_hold_up_the_end(
+    run_app: Any, steps: Any
+) -> None:
+    """asyncio may hand a connection over after uvicorn has told all that it knows to close."""
+    async with run_app(concurrency=1) as running:
+        running.engine.before = steps
+        config = uvicorn.Config(running.app, log_config=None, lifespan="off", ws="none")
+        config.load()
+        server = Server(config, running.service, 0.0)
+        with bind("127.0.0.1", 0) as listener:
+            serving = asyncio.create_task(server.serve([listener]))
+            await steps.until(lambda: server.started)
+            port = listener.getsockname()[1]
+            asking = asyncio.create_task(one_answer(*await asyncio.open_connection(port=port)))
+            await steps.until_entered(1)
+            server.leave()
+            await asyncio.sleep(0.3)  # it waits for that request now
+
+            ours, theirs = socket.socketpair()
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(
+                lambda: config.http_protocol_class(
+                    config=config, server_state=server.server_state, app_state={}
+                ),
+                theirs,
+            )
+            late = asyncio.create_task(one_answer(*await asyncio.open_connection(sock=ours)))
+            steps.allow(100)
+            async with asyncio.timeout(STOP_S):
+                assert b" 200 OK" in await asking
+                await late
+                await serving
+
+
+async def one_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    """Ask for an image on a connection that is to be kept; return all until it is closed."""
+    writer.write(b"POST /generate?class=1 HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\n\r\n")
+    answer = await reader.read()
+    writer.close()
+    return answer
 
 
 def test_serving_loads_no_training_framework(project_root: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from cat_serve.backends.fake import FakeBackend
@@ -30,6 +31,12 @@ def gated(artefact: Artefact) -> FakeBackend:
             time.sleep(0.005)
 
     return FakeBackend(artefact, before=before)
+
+
+def leave(arguments: object, pipe: Connection) -> None:
+    """End at once, as a process that cannot start."""
+    pipe.send_bytes(b'{"last": "words"}')
+    sys.exit(3)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,8 @@ from tests.workers.engines import FOLDER
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_S = 120.0
 WAIT_S = 60.0
+GATED = ("tests.workers.engines",)
+COMMAND_LINE = ("cat_serve", "serve")
 ENDED = ("Z", "X")
 
 
@@ -110,16 +112,21 @@ def until(condition: Callable[[], object], why: object = "") -> None:
 
 @contextmanager
 def several(
-    repository: Path, folder: Path, workers: int = 3, admin: bool = False, **settings: object
+    repository: Path,
+    folder: Path,
+    workers: int = 3,
+    admin: bool = False,
+    command: Sequence[str] = GATED,
+    **settings: object,
 ) -> Iterator[Server]:
-    """Run a server with a gated engine until the block ends; kill what the test left of it."""
+    """Run a server until the block ends, by default with a gated engine; kill what the test left of it."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CAT_SERVE_")}
     values = {"workers": workers, "port": 0, "model_repository": repository, **settings}
     if admin:
         values["admin_port"] = 0
     environment |= {f"CAT_SERVE_{name.upper()}": str(value) for name, value in values.items()}
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.workers.engines"],
+        [sys.executable, "-m", *command],
         cwd=ROOT,
         env=environment | {FOLDER: str(folder), "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
