@@ -91,10 +91,10 @@ def interpolate_call(
         InvalidInput: `truncation_psi` is no number.
     """
     _require_number(truncation_psi)
-    one = isinstance(class_, int | str | Mapping)
+    classes = [class_] if isinstance(class_, int | str | Mapping) else class_
     seeds = draw_seed(1) if seed is None else seed
     body: dict[str, Any] = {
-        "class": [class_text(each) for each in ([class_] if one else class_)],
+        "class": [class_text(each) for each in classes],
         "seed": seeds if isinstance(seeds, int) else list(seeds), "frames": frames, "fps": fps,
         "interpolation": interpolation, "loop": loop, "truncation_psi": truncation_psi,
         "format": format, "model": model,

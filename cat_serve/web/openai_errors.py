@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.requests import Request
 
 PREFIX = "/v1/"
@@ -29,6 +29,8 @@ PARAMETER_OF_CODE = {
 STATUSES = {422: 400}
 REPLACED = frozenset({"type", "title", "status", "detail", "parameter", "hint"})
 
+KINDS: list[JsonValue] = [*sorted({*TYPES.values(), CLIENT_ERROR, SERVER_ERROR})]
+
 
 class OpenAIError(BaseModel):
     """What was wrong; beside these members those of the problem, such as `got`, `accepted` and `request_id`."""
@@ -36,9 +38,7 @@ class OpenAIError(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     message: str = Field(description="what was wrong with this request, and how to repair it")
-    type: str = Field(
-        json_schema_extra={"enum": sorted({*TYPES.values(), CLIENT_ERROR, SERVER_ERROR})}
-    )
+    type: str = Field(json_schema_extra={"enum": KINDS})
     param: str | None = Field(description="which parameter, in OpenAI's words")
     code: str = Field(description="stable; the same as elsewhere")
 
