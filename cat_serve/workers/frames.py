@@ -110,7 +110,7 @@ def parsed(header: bytes, body_bytes: int) -> tuple[dict[str, Any], list[np.ndar
 
 def bytes_of(array: np.ndarray) -> memoryview:
     """Return the memory of a contiguous array that is not empty, as bytes."""
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _spec(dtype: str, shape: Sequence[int]) -> tuple[np.dtype, tuple[int, ...]]:

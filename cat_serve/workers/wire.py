@@ -48,11 +48,10 @@ def request_of(
 
 def _of_rows(request: Wanted) -> tuple[dict[str, Any], Arrays]:
     if isinstance(request, ImageRequest):
-        seeds = request.seeds
         facts = {
             "kind": "images",
             "mixture": list(request.mixture.items()),
-            "seeds": {"from": seeds.start, "to": seeds.stop} if _in_a_row(seeds) else list(seeds),
+            "seeds": _of_seeds(request.seeds),
             "psi": request.truncation_psi,
             "stage": request.stage,
         }
@@ -74,8 +73,10 @@ def _of_rows(request: Wanted) -> tuple[dict[str, Any], Arrays]:
     raise TypeError(f"{type(request).__name__} is not known to other processes")
 
 
-def _in_a_row(seeds: Sequence[int]) -> bool:
-    return isinstance(seeds, range) and seeds.step == 1
+def _of_seeds(seeds: Sequence[int]) -> dict[str, int] | list[int]:
+    if isinstance(seeds, range) and seeds.step == 1:
+        return {"from": seeds.start, "to": seeds.stop}
+    return list(seeds)
 
 
 def _seeds(values: Mapping[str, int] | list[int]) -> Sequence[int]:
