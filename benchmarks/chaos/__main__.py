@@ -26,9 +26,6 @@ Experiment = Callable[[], Awaitable["Result"]]
 
 NAMES = ("soak", "overload", "leaving", "leaving-workers", "leaving-triton", "faults-1", "faults-2", "inputs")  # fmt: skip
 DEPARTURES = 10
-GROWTH_BYTES = 1024.0  # a request; a leak of one answer in ten would be more
-SHORT_GROWTH_BYTES = 4096.0  # what a soak of less than two minutes can exclude
-SHORT_SOAK_S = 120.0
 
 
 def experiments(minutes: float, out: Path) -> Mapping[str, Experiment]:
@@ -45,11 +42,10 @@ def experiments(minutes: float, out: Path) -> Mapping[str, Experiment]:
             return await leaving(DEPARTURES, "SIGTERM under load, Triton", *flags)
 
     soak_s, overload_s = 60 * minutes * 0.35, max(30.0, 60 * minutes * 0.15)
-    growth = GROWTH_BYTES if soak_s >= SHORT_SOAK_S else SHORT_GROWTH_BYTES
     rounds = max(1, round(minutes / 20))
     workers = ("--workers", "2")
     every: list[Experiment] = [
-        lambda: soak(Plan(soak_s, growth)),
+        lambda: soak(Plan(soak_s)),
         lambda: overload(overload_s, out),
         lambda: leaving(DEPARTURES),
         lambda: leaving(DEPARTURES, "SIGTERM under load, 2 workers", *workers),

@@ -144,6 +144,14 @@ MIXED: Mapping[Maker, int] = {
     one: 40, several: 10, large: 1, by_address: 8, unchanged: 6, openai: 3, interpolation: 1, between_classes: 1,
     mixture: 3, bad: 12, late: 4, left: 6, slow: 3, look: 3,
 }  # fmt: skip
+
+
+def large_mixture(rng: random.Random) -> Ask:
+    query = f"class=7:0.5,9:0.5&seed={rng.randrange(3)}&n=64&response=json"
+    return Ask("64 mixtures", "POST", f"/generate?{query}")
+
+
+HEAVIEST: Sequence[Maker] = (large, large_mixture)
 GOOD_ONLY: Mapping[Maker, int] = {one: 60, several: 20, large: 3, by_address: 10}
 # Triton holds the plain graphs only: no mixtures.
 OVER_TRITON: Mapping[Maker, int] = {

@@ -10,18 +10,17 @@ import pytest
 
 from benchmarks.chaos.load import Answer, Tally
 from benchmarks.chaos.results import Result
-from benchmarks.chaos.soak import Plan, errors_in, soak
+from benchmarks.chaos.soak import Plan, errors_in, growth_limit, soak
 from benchmarks.chaos.traffic import MIXED, Ask
+from benchmarks.chaos.watching import Sample
 
-# What a soak of 20 s can exclude. A planted leak is five times as large.
-GROWTH_BYTES = 8192.0
 SECONDS = 20.0
 
 LEAKS = {
     "memory that a request costs for good, upper end of the 95 % interval": """
         kept = []
         async def leaking(self, scope, receive, send, own=RequestId.__call__):
-            kept.append(b"x" * 40960)
+            kept.append(b"x" * 400_000)
             await own(self, scope, receive, send)
     """,
     "asyncio tasks afterwards": """
@@ -53,7 +52,7 @@ def broken(result: Result) -> list[str]:
 
 @pytest.mark.slow
 def test_nothing_is_lost_and_nothing_leaks_under_mixed_load() -> None:
-    result = asyncio.run(soak(Plan(SECONDS, GROWTH_BYTES)))
+    result = asyncio.run(soak(Plan(SECONDS)))
     assert broken(result) == [], result.promises
     assert result.lost == 0
     assert result.figures["kinds"].keys() >= {"one image", "several images", "bad", "left", "GET"}
@@ -65,8 +64,14 @@ def test_nothing_is_lost_and_nothing_leaks_under_mixed_load() -> None:
 def test_planted_leak_is_found(promise: str, tmp_path: Path) -> None:
     script = tmp_path / "leaky.py"
     script.write_text(LEAKY_SERVER.format(leak=textwrap.dedent(LEAKS[promise])))
-    result = asyncio.run(soak(Plan(SECONDS, GROWTH_BYTES, command=(str(script),))))
+    result = asyncio.run(soak(Plan(SECONDS, command=(str(script),))))
     assert promise in broken(result), result.promises
+
+
+@pytest.mark.parametrize(("requests", "limit"), [(100, 40_000), (10_000, 400), (10**6, 256)])
+def test_the_longer_a_soak_the_less_may_be_left_behind(requests: int, limit: float) -> None:
+    samples = [Sample(0.0, share * requests // 7, 0, 0, 0, 0) for share in range(11)]
+    assert growth_limit(samples) == pytest.approx(limit, rel=1e-3)
 
 
 def test_tally_finds_wrong_statuses_failed_connections_and_other_bytes() -> None:
