@@ -201,55 +201,53 @@ async def test_calls_go_to_both_servers(pair: tuple[Served, Served]) -> None:
             assert made == [3, 3], balance
 
 
+async def hurt_while_asked(
+    over_triton: Front, servers: tuple[Served, Served], number: int, sign: signal.Signals,
+    asked: list[str], **more: Any,
+) -> None:  # fmt: skip
+    """Send a signal to a server that has calls in flight; none of them may be lost, or differ."""
+    expected, victim = await embedded(asked), over_triton.endpoints[number]
+    for served in servers:
+        served.delay(0.02)
+    asking = [asyncio.create_task(over_triton.ask(query, **more)) for query in asked]
+    await until(lambda: victim.in_flight > 2 and sum(task.done() for task in asking) > 2)
+    servers[number].send(sign)
+    held = victim.in_flight
+    assert_all_right(await asyncio.gather(*asking), expected)
+    assert held > 2
+    assert victim.state == "down"
+
+
+async def require_used_again(
+    over_triton: Front, server: Served, number: int, asked: list[str]
+) -> None:
+    """Wait until a server is back; it must get calls, and answer them right."""
+    await until(lambda: over_triton.endpoints[number].state == "ready")
+    before = server.made()
+    answers = await asyncio.gather(*(over_triton.ask(query) for query in asked))
+    assert_all_right(answers, await embedded(asked))
+    assert server.made() > before
+
+
 async def test_killed_server_costs_no_request_and_is_used_again_when_it_is_back(
     pair: tuple[Served, Served],
 ) -> None:
     asked = queries(80)
-    expected = await embedded(asked)
-    for served in pair:
-        served.delay(0.02)
     async with front(*pair) as over_triton:
-        victim = over_triton.endpoints[0]
-        asking = [asyncio.create_task(over_triton.ask(query)) for query in asked]
-        await until(lambda: victim.in_flight > 2 and sum(task.done() for task in asking) > 2)
-        pair[0].send(signal.SIGKILL)
-        held = victim.in_flight
-        assert_all_right(await asyncio.gather(*asking), expected)
-        assert held > 2
-        assert victim.state == "down"
+        await hurt_while_asked(over_triton, pair, 0, signal.SIGKILL, asked)
         assert await over_triton.is_ready()
-
         pair[0].restart()
-        await until(lambda: victim.state == "ready")
-        before = pair[0].made()
-        answers = await asyncio.gather(*(over_triton.ask(query) for query in asked[:20]))
-        assert_all_right(answers, expected)
-        assert pair[0].made() > before
+        await require_used_again(over_triton, pair[0], 0, asked[:20])
 
 
 async def test_stalled_server_costs_no_deadline_and_is_used_again_when_it_goes_on(
     pair: tuple[Served, Served],
 ) -> None:
     asked = queries(60)
-    expected = await embedded(asked)
     async with front(*pair) as over_triton:
-        victim = over_triton.endpoints[1]
-        for served in pair:
-            served.delay(0.02)
-        asking = [asyncio.create_task(over_triton.ask(query, 20_000)) for query in asked]
-        await until(lambda: victim.in_flight > 2 and sum(task.done() for task in asking) > 2)
-        pair[1].send(signal.SIGSTOP)
-        held = victim.in_flight
-        assert_all_right(await asyncio.gather(*asking), expected)
-        assert held > 2
-        assert victim.state == "down"
-
+        await hurt_while_asked(over_triton, pair, 1, signal.SIGSTOP, asked, deadline_ms=20_000)
         pair[1].send(signal.SIGCONT)
-        await until(lambda: victim.state == "ready")
-        before = pair[1].made()
-        answers = await asyncio.gather(*(over_triton.ask(query) for query in asked[:20]))
-        assert_all_right(answers, expected)
-        assert pair[1].made() > before
+        await require_used_again(over_triton, pair[1], 1, asked[:20])
 
 
 async def test_short_deadline_is_kept_although_a_server_has_just_stalled(
