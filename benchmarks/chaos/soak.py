@@ -20,7 +20,7 @@ WARM_UP_SHARE = (
     0.3  # of the samples: what the allocator still takes until every thread had every kind
 )
 # Memory comes and goes by so much without any leak, so that a soak of few requests cannot exclude less for each.
-BREATH_BYTES = 4_000_000
+BREATH_BYTES = 8_000_000
 LEAST_BYTES = 256.0  # a request; what a long soak must exclude
 SAMPLES = 240
 SETTLE_S = 20.0
