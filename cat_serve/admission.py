@@ -25,7 +25,7 @@ class Door:
         self._metrics = metrics
 
     def admit(self, images: int, waiting: int, deadline: Deadline) -> float | None:
-        """Return in how many seconds the request will be made; None if nothing is known of that yet.
+        """Return in how many seconds the request will be made; None if nothing is known of that, or it has no deadline.
 
         Args:
             waiting: images that wait already.
@@ -37,14 +37,18 @@ class Door:
         left_s = deadline.left_s
         if left_s <= 0:
             raise deadline.exceeded("queue")
-        if deadline.exists and (idle_s := self._forecast.refuses(images, left_s)) is not None:
+        idle_s = self._forecast.refuses(images, left_s) if deadline.exists else None
+        if idle_s is not None:
             self._metrics.refused(self._model, "deadline_idle")
             raise deadline.hopeless(idle_s)
         if waiting + images > self._limit:
             raise self._full(images, waiting)
-        if deadline.exists and (late_s := self._forecast.late_s(images, left_s)) is not None:
-            raise self._late(images, waiting, deadline, late_s)
-        return self._forecast.request_s(images)
+        if not deadline.exists:  # then nothing depends on it, and it takes a while if much waits
+            return None
+        predicted_s = self._forecast.request_s(images)
+        if predicted_s is not None and self._forecast.is_late(images, predicted_s, left_s):
+            raise self._late(images, waiting, deadline, predicted_s)
+        return predicted_s
 
     def again(self, refused: Overloaded) -> Overloaded:
         """Return the error of an engine whose own queue was full, with the time to come again."""

@@ -69,6 +69,8 @@ class Forecast:
     def request_s(self, images: int) -> float | None:
         """Return how long a request takes that comes now, if nobody else comes; None while nothing is known."""
         waiting = self._waiting()
+        if not waiting and not self._slots.taken:  # the usual case
+            return None if self.line is None else self._alone_s(self._pace, images)
         own, later = turns(waiting, images, self._max_batch, self._apart)
         completed_s = self._completed_s(own, later)
         return None if completed_s is None else completed_s + self._lingers_s(sum(waiting) + images)
@@ -78,11 +80,8 @@ class Forecast:
         return self._completed_s(self._sizes(), ())
 
     def idle_s(self, images: int) -> float | None:
-        """Return how long a request takes of an idle engine."""
-        if self._alone.line is None:
-            return None
-        own, _ = turns((), images, self._max_batch, self._apart)
-        return self._completed_alone_s(self._alone, own) + self._lingers_s(images)
+        """Return how long a request takes of an idle engine; None while nothing is known."""
+        return None if self._alone.line is None else self._alone_s(self._alone, images)
 
     def refuses(self, images: int, left_s: float) -> float | None:
         """Return `idle_s` if not even an idle engine makes it in the time that is left, else None; see `Pace.refuses`."""
@@ -92,18 +91,18 @@ class Forecast:
             return None
         return predicted_s
 
-    def late_s(self, images: int, left_s: float) -> float | None:
-        """Return `request_s` if the queue is too long for the time that is left, else None.
+    def is_late(self, images: int, predicted_s: float, left_s: float) -> bool:
+        """Say whether the queue is too long for the time that is left of a request.
 
         Where nobody else waits or runs, the queue is never too long; whether an idle engine is quick enough
         is for `refuses` to say, which now and then lets somebody through.
+
+        Args:
+            predicted_s: what `request_s` said.
         """
-        if (predicted_s := self.request_s(images)) is None:
-            return None
-        own, _ = turns((), images, self._max_batch, self._apart)
-        alone_s = self._completed_alone_s(self._pace, own) + self._lingers_s(images)
+        alone_s = self._alone_s(self._pace, images)
         own_s = self._alone.trust * (self.idle_s(images) or 0.0)
-        return predicted_s if max(0.0, predicted_s - alone_s) + own_s > left_s else None
+        return max(0.0, predicted_s - alone_s) + own_s > left_s
 
     def running(self) -> list[float]:
         """See `Queue.running`; a pass that takes longer than expected is expected to end now."""
@@ -132,8 +131,11 @@ class Forecast:
             return [size for rows in waiting for size in _cut(rows, self._max_batch)]
         return _cut(sum(waiting), self._max_batch)
 
-    def _completed_alone_s(self, pace: Pace, own: Sequence[int]) -> float:
-        works = [pace.seconds_for(size) for size in own]
+    def _alone_s(self, pace: Pace, images: int) -> float:
+        """Return how long a request takes if nobody else asks, at this pace."""
+        works = [pace.seconds_for(size) for size in _cut(images, self._max_batch)]
+        if len(works) == 1:
+            return works[0] + self._lingers_s(images)
         return completed_s((), works, None, self._slots.places, not self._apart)
 
     def _completed_s(self, own: Sequence[int], later: Sequence[int]) -> float | None:

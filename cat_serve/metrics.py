@@ -59,9 +59,11 @@ class Metrics:
         self._key_requests = self._counter("key_requests", "Requests with an API key", ["key", "status"])  # fmt: skip
         self._key_problems = self._counter("key_rejected", "Requests with an API key that were answered with a problem", ["key", "code"])  # fmt: skip
         self._refused = self._counter("refused", "Requests that a queue did not take", ["model", "reason"])  # fmt: skip
-        self._ratio = self._histogram("prediction_ratio", "Time in queue and engine, divided by what was predicted", ["model"], RATIOS)  # fmt: skip
+        self._ratio = self._histogram("prediction_ratio", "Time in queue and engine of requests with a deadline, divided by what was predicted", ["model"], RATIOS)  # fmt: skip
         self._reloads = self._counter("reloads", "Models that a reload found changed", ["model", "outcome"])  # fmt: skip
-        self.workers = Gauge(PREFIX + "workers", "HTTP processes that serve", registry=self.registry)
+        self.workers = Gauge(
+            PREFIX + "workers", "HTTP processes that serve", registry=self.registry
+        )
         self.workers.set(1)
         ProcessCollector(registry=self.registry)
 
