@@ -16,9 +16,7 @@ from benchmarks.chaos.traffic import HEAVIEST, MIXED
 from benchmarks.chaos.watching import Sample, look, watching
 
 WARM_UP_ROUNDS = 2
-WARM_UP_SHARE = (
-    0.3  # of the samples: what the allocator still takes until every thread had every kind
-)
+WARM_UP_SHARE = 0.5  # of the samples: the allocator takes more until every thread had every kind
 # Memory comes and goes by so much without any leak, so that a soak of few requests cannot exclude less for each.
 BREATH_BYTES = 8_000_000
 LEAST_BYTES = 256.0  # a request; what a long soak must exclude
