@@ -248,6 +248,24 @@ async def test_budget_of_a_client_that_left_is_free_again(
         assert (await app.running.client.post("/generate?class=1&n=3", headers=key)).status_code == 200  # fmt: skip
 
 
+@pytest.mark.anyio
+async def test_nonsense_behind_an_answer_ends_the_connection_quietly(
+    abortable: Any, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+) -> None:
+    """A request without a key is answered before its body was read, and then the body is none."""
+    monkeypatch.setenv("CAT_SERVE_API_KEYS", "alice=0123456789abcdef")
+    head = request("/generate", "Transfer-Encoding: chunked", method="POST")
+    loop = asyncio.get_running_loop()
+    async with abortable() as app:
+        opened = await app.open(head + b"1\r\na\r\n")
+        assert (await loop.sock_recv(opened, 4096)).startswith(b"HTTP/1.1 401 ")
+        await loop.sock_sendall(opened, b"zz\r\n")
+        assert await loop.sock_recv(opened, 4096) == b""
+        opened.close()
+        await until(lambda: len(asyncio.all_tasks()) <= app.tasks)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     yield from serve(tmp_path_factory.mktemp("aborts") / "log")

@@ -136,6 +136,21 @@ def test_mixture_is_read_as_it_was_written(mixture: dict[int, float]) -> None:
 
 
 @PROPERTY
+@given(weights(), st.integers(0, 3))
+def test_mixture_with_a_class_twice_is_refused(mixture: dict[int, float], place: int) -> None:
+    index = list(mixture)[place % len(mixture)]
+    error = outcome(
+        partial(parse_classes, f"{class_pairs(mixture)},{index}:{mixture[index]!r}", IMAGENET)
+    )
+    assert isinstance(error, InvalidInput)
+    assert "twice" in error.message or len(mixture) == STUDIO_SLOTS
+
+
+def class_pairs(mixture: dict[int, float]) -> str:
+    return ",".join(f"{index}:{weight!r}" for index, weight in mixture.items())
+
+
+@PROPERTY
 @given(NASTY, st.integers(1, 300))
 @example("0-4294967295", 10_000)
 @example("4294967296", 10)

@@ -21,6 +21,7 @@ FLAGS = ("--max-images-per-request", "8", "--max-frames-per-request", "8")
 KEY = "a-key-for-the-tests-of-the-document"
 LEAST_SUCCESS = 0.3
 CHECKS = 14
+SCHEMA_EXAMPLES = "ROBUSTNESS_SCHEMA_EXAMPLES"  # of each address, in the slow tests
 
 
 @pytest.fixture(scope="module")
@@ -89,18 +90,29 @@ def count(answered: Counter[int], tried: Tried, least: int) -> None:
 def test_server_keeps_to_its_document(server: Watched, tried: Tried, tmp_path: Path) -> None:
     # The phase `coverage` (every bound of every parameter, about 1,500 cases) is in the slow test.
     document = server.address + "/openapi.json"
-    options = ("--phases", "examples,fuzzing", "--max-examples", "20")
+    options = ("--phases", "examples,fuzzing", "--max-examples", "40")
     count(run_schemathesis(server, tmp_path, document, *options), tried, 200)
     server.require_well()
 
 
+# More than 5,000 cases together: for each group, which addresses, and how many cases at least.
+GROUPS = {
+    "generate": (("--include-path", "/generate"), 2000),
+    "interpolate": (("--include-path", "/interpolate"), 1000),
+    "permalinks": (("--include-path-regex", "^/images/"), 1000),
+    "others": (("--exclude-path-regex", "^/(generate|interpolate|images/)"), 1000),
+}
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("group", GROUPS)
 def test_server_keeps_to_its_document_in_thousands_of_cases(
-    server: Watched, tried: Tried, tmp_path: Path
+    server: Watched, tried: Tried, tmp_path: Path, group: str
 ) -> None:
+    which, least = GROUPS[group]
     document = server.address + "/openapi.json"
-    examples = os.environ.get("ROBUSTNESS_SCHEMA_EXAMPLES", "500")
-    count(run_schemathesis(server, tmp_path, document, "--max-examples", examples), tried, 5000)
+    options = (*which, "--max-examples", os.environ.get(SCHEMA_EXAMPLES, "900"))
+    count(run_schemathesis(server, tmp_path, document, *options), tried, least)
     server.require_well()
 
 

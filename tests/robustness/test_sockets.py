@@ -378,18 +378,6 @@ def test_request_hidden_in_a_body_is_not_answered(server: Watched, tried: Tried)
         assert [answer.status for answer in answers(opened, most=2)] == [400]
 
 
-def test_bad_chunk_after_the_answer_ends_the_connection_quietly(
-    server: Watched, tried: Tried
-) -> None:
-    tried.add("sockets")
-    with connection(server.port) as opened:
-        send(
-            opened, request("/nothing", "Transfer-Encoding: chunked", method="POST") + b"1\r\na\r\n"
-        )
-        send(opened, b"zz\r\n")
-        list(answers(opened))
-
-
 @pytest.mark.parametrize("cut", [0, 1, 10, 60, 100, 130])
 @pytest.mark.parametrize("how", ["close", "reset", "half"])
 def test_request_that_is_cut_off_does_no_harm(
