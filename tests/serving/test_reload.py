@@ -341,18 +341,44 @@ async def test_studio_follows_and_the_old_one_never_opens_new_files(
     async with run_app() as running:
         folder = running.engine.artefact.folder
         shutil.rmtree(folder)
-        second = add_model(stages=3, image_size=OTHER)  # in the same place, before a reload
+        second = add_model(stages=3, made_with={"round": "2"})  # in the same place, before a reload
         answer = await running.client.get(f"/generate?{query}")
         assert (answer.status_code, answer.json()["code"]) == (503, "backend_unavailable")
         assert await image_size(running) == (8, 12)
         (told,) = await running.service.reload()
         assert (told.outcome, told.version) == ("replaced", second.version)
-        assert await image_size(running, query) == OTHER
+        assert await image_size(running, query) == (8, 12)
         (studio,) = running.engine.studios
-        add_model(stages=3, version="2")
+        add_model(stages=3, version="2", image_size=OTHER)
         await running.service.reload()
         await until(lambda: studio.closed)
-        assert await image_size(running, query) == (8, 12)
+        assert await image_size(running, query) == OTHER
+
+
+async def test_old_version_stays_for_whoever_waits_until_its_studio_is_open(
+    run_app: Any, add_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = add_model(stages=3)
+    begun, release, opens = threading.Event(), threading.Event(), FakeBackend.open_studio
+
+    def slow(engine: FakeBackend) -> Any:
+        begun.set()
+        assert release.wait(20)
+        return opens(engine)
+
+    monkeypatch.setattr(FakeBackend, "open_studio", slow)
+    async with run_app() as running:
+        old = running.engine
+        asked = asyncio.create_task(running.client.post("/generate?class=0:0.5,1:0.5"))
+        await until(begun.is_set)
+        add_model(stages=3, version="2", image_size=OTHER)
+        await running.service.reload()
+        await asyncio.sleep(4 * versions.LINGER_S)
+        assert not old.closed
+        release.set()
+        answer = await asked
+        assert (answer.status_code, answer.headers["x-model"]) == (200, f"toy@{first.version}")
+        await until(lambda: old.closed)
 
 
 async def test_reload_is_on_the_admin_port_alone(running: Any) -> None:
