@@ -261,7 +261,7 @@ async def test_connection_that_came_in_the_last_moment_does_not_hold_up_the_end(
     """asyncio may hand a connection over after uvicorn has told all that it knows to close."""
     async with run_app(concurrency=1) as running:
         running.engine.before = steps
-        config = uvicorn.Config(running.app, log_config=None, lifespan="off", ws="none")
+        config = uvicorn.Config(running.app, log_config=None, lifespan="off", timeout_keep_alive=60)
         config.load()
         server = Server(config, running.service, 0.0)
         with bind("127.0.0.1", 0) as listener:

@@ -299,8 +299,9 @@ async def test_engine_process_that_dies_fails_what_it_had_and_nothing_after_it_i
             under_way = asyncio.create_task(worker.generate(asked(worker.model(None))))
             await steps.until_entered(1)
             outliving = stack.pop_all()
-        with pytest.raises(BackendError, match="broke off"):
-            await under_way
+        async with asyncio.timeout(WAIT_S):
+            with pytest.raises(BackendError, match="broke off"):
+                await under_way
         steps.allow(100)
         assert worker.phase is Phase.UNAVAILABLE
         with pytest.raises(BackendUnavailable) as caught:
