@@ -300,6 +300,7 @@ async def test_small_request_is_not_predicted_to_wait_for_a_large_one(artefact: 
         small_s, large_s = forecast.request_s(1), forecast.request_s(36)
         assert small_s == pytest.approx(2 * pass_s(4), rel=0.15)  # the one under way, and the next
         assert large_s == pytest.approx(19 * pass_s(4), rel=0.15)
+        assert small_s is not None
         began_s = time.perf_counter()
         await at.ask(Wish(1), 1e3 * small_s + 100)
         assert time.perf_counter() - began_s == pytest.approx(small_s, rel=0.25)
@@ -421,7 +422,7 @@ async def test_prediction_is_within_a_quarter_on_the_model_that_ships(shipped: A
     from cat_serve.backends.base import EngineOptions
     from cat_serve.backends.onnxruntime import open_backend
 
-    local = LocalEngine(open_backend(shipped, EngineOptions(threads=1)), 1)  # type: ignore[arg-type]
+    local = LocalEngine(open_backend(shipped, EngineOptions(threads=1)), 1)
     batcher = Batcher(local, Slots(1), Limits())
     z_shape = shipped.manifest.z_shape
 
