@@ -19,6 +19,7 @@ from cat_serve.images import encode_png, grid
 from cat_serve.manifest import GOLDEN_NAME, Artefact, Golden, Manifest, load_artefact, record
 from cat_serve.settings import Settings
 from cat_serve.web.app import create_app
+from tests.serving.processes import shipped_server
 
 TOY_CLASSES = ("Cat", "Sea_lion", "crane", "Ankle boot", "crane")
 
@@ -73,6 +74,13 @@ def add_model(repository: Path) -> AddModel:
 @pytest.fixture(scope="session")
 def shipped(project_root: Path) -> Artefact:
     return load_artefact(project_root / "model_repository" / "fashion-32" / "1")
+
+
+@pytest.fixture(scope="session")
+def shipped_url() -> Iterator[str]:
+    """The address of a server of the model that ships, in a process of its own; tests must not end or overload it."""
+    with shipped_server() as address:
+        yield address
 
 
 class Steps:

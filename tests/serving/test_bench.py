@@ -17,7 +17,7 @@ from cat_serve.cli import main
 from cat_serve.cli.bench import is_loopback
 from cat_serve.errors import BackendError
 from cat_serve.manifest import Artefact
-from tests.serving.processes import shipped_server, slow_server
+from tests.serving.processes import slow_server
 
 
 class Subject:
@@ -116,18 +116,22 @@ def test_engine_is_measured_and_its_physics_told(
 
 
 def test_server_is_measured_over_http(
-    capsys: pytest.CaptureFixture[str], shipped: Artefact
+    capsys: pytest.CaptureFixture[str], shipped: Artefact, shipped_url: str
 ) -> None:
-    with shipped_server() as url:
-        flags = ["--batch", "2", "--concurrency", "2", "--requests", "6", "--format", "webp"]
-        assert main(["bench", "--url", url, *flags]) == 0
-        report = json.loads(capsys.readouterr().out.splitlines()[-1])
-        assert main(["bench", "--url", url, "--batch", "65"]) == 2
-        assert "n is 65" in capsys.readouterr().err
-        assert main(["bench", "--url", url, "--model", "other"]) == 2
-        assert "fashion-32" in capsys.readouterr().err
+    to = ["bench", "--url", shipped_url]
+    flags = ["--batch", "2", "--concurrency", "2", "--requests", "6", "--format", "webp"]
+    assert main([*to, *flags]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert main([*to, "--batch", "65"]) == 2
+    assert "n is 65" in capsys.readouterr().err
+    assert main([*to, "--model", "other"]) == 2
+    assert "fashion-32" in capsys.readouterr().err
     assert (report["subject"], report["model"]) == ("server", f"fashion-32@{shipped.version}")
-    assert (report["backend"], report["precision"], report["url"]) == ("onnxruntime", "fp32", url)
+    assert (report["backend"], report["precision"], report["url"]) == (
+        "onnxruntime",
+        "fp32",
+        shipped_url,
+    )
     (case,) = report["cases"]
     assert (case["requests"], case["refused"]) == (6, 0)
     assert case["stages"].keys() == {"queue", "generate", "encode"}

@@ -36,7 +36,6 @@ from tests.serving.processes import (
     ROOT,
     ended,
     free_port,
-    shipped_server,
     slow_server,
     start_shipped,
     wait_ready,
@@ -48,9 +47,8 @@ SPENT_S = 60.0
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with shipped_server() as address:
-        yield address
+def address(shipped_url: str) -> str:
+    return shipped_url
 
 
 @pytest.fixture

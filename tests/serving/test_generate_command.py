@@ -33,15 +33,15 @@ from cat_serve.latents import MAX_SEED
 from cat_serve.manifest import GOLDEN_NAME, Artefact
 from cat_serve.samples import INDEX_NAME
 from cat_serve.wanted import ServedModel
-from tests.serving.processes import ROOT, ended, shipped_server
+from tests.serving.processes import ROOT, ended
 
 Generate = Callable[..., dict[str, Any]]
 WAIT_S = 60.0
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[httpx.Client]:
-    with shipped_server() as address, httpx.Client(base_url=address) as client:
+def server(shipped_url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=shipped_url) as client:
         yield client
 
 

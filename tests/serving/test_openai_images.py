@@ -23,7 +23,6 @@ from PIL import Image
 
 from cat_serve.images import read_parameters
 from cat_serve.web.server import bind
-from tests.serving.processes import shipped_server
 
 pytestmark = pytest.mark.anyio
 
@@ -319,20 +318,19 @@ async def test_deadline_that_passes_is_an_internal_server_error(run_app: Any, st
         assert caught.value.body["stage"] in ("queue", "generate")
 
 
-def test_example_of_the_guide_runs(project_root: Path, tmp_path: Path) -> None:
+def test_example_of_the_guide_runs(project_root: Path, tmp_path: Path, shipped_url: str) -> None:
     """Run OpenAI's client from docs/serving.md against a real server, but for the address."""
     guide = (project_root / "docs" / "serving.md").read_text(encoding="utf-8")
     examples = re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
     (example,) = [each for each in examples if "from openai import" in each]
-    with shipped_server() as address:
-        script = example.replace("http://127.0.0.1:8000", address)
-        assert script != example
-        subprocess.run([sys.executable, "-W", "error", "-c", script],
-                       cwd=tmp_path, timeout=60, check=True)  # fmt: skip
-        for seed in (3, 4):
-            query = f"class=9&seed={seed}&truncation_psi=0.7"
-            wanted = httpx.post(f"{address}/generate?{query}").content
-            assert (tmp_path / f"boot-{seed}.png").read_bytes() == wanted
+    script = example.replace("http://127.0.0.1:8000", shipped_url)
+    assert script != example
+    subprocess.run([sys.executable, "-W", "error", "-c", script],
+                   cwd=tmp_path, timeout=60, check=True)  # fmt: skip
+    for seed in (3, 4):
+        query = f"class=9&seed={seed}&truncation_psi=0.7"
+        wanted = httpx.post(f"{shipped_url}/generate?{query}").content
+        assert (tmp_path / f"boot-{seed}.png").read_bytes() == wanted
 
 
 @pytest.fixture

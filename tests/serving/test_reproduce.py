@@ -8,7 +8,7 @@ import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from cat_serve.images import decode_png, encode, read_parameters
 from cat_serve.repository import find_repository, find_version
 from cat_serve.reproduce import read_picture
 from cat_serve.web.server import bind
-from tests.serving.processes import shipped_server
 
 BASE = {"class": "ankle boot", "seed": 3, "truncation_psi": 0.7}
 
@@ -246,9 +245,8 @@ def test_picture_that_says_what_cannot_be_is_a_clear_error(
 
 
 @pytest.fixture(scope="module")
-def server_url() -> Iterator[str]:
-    with shipped_server() as url:
-        yield url
+def server_url(shipped_url: str) -> str:
+    return shipped_url
 
 
 @pytest.fixture(scope="module")
