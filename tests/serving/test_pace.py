@@ -132,7 +132,7 @@ def test_one_slow_start_does_not_refuse_for_ever() -> None:
 def reference(waiting: list[int], images: int, max_batch: int) -> tuple[list[int], list[int]]:
     """Take rows as the queue does, one of each request in turn, and count."""
     queue = deque([*enumerate(waiting, 1), (0, images)])
-    own, later = [], []
+    own, later = list[int](), list[int]()
     done = False
     while queue:
         into, size = (later if done else own), 0
@@ -204,7 +204,7 @@ def test_passes_side_by_side_are_counted_by_what_each_got(monkeypatch: pytest.Mo
     now[0] = 1.0
     slots._count(1)  # another pass begins beside it
     now[0] = 3.0
-    assert shared.end("long", made=True) is None
+    shared.end("long", made=True)
     apart.end("long", made=True)
     assert shared._pace.seconds_for(4) == pytest.approx(2.0)  # one second alone, two by halves
     assert apart._pace.seconds_for(4) == pytest.approx(3.0)
