@@ -13,6 +13,7 @@ from typing import Any
 import schemathesis
 from hypothesis import strategies as st
 from schemathesis.core import NOT_SET
+from schemathesis.core.failures import AcceptedNegativeData
 from schemathesis.core.parameters import ParameterLocation
 
 MAX_SEED = 2**32 - 1
@@ -22,6 +23,7 @@ GIF_FPS = 50
 TOLERANCE = 1e-4
 MIXTURE = "7:0.7,9:0.3"
 DEADLINE_EXCEEDED = 504
+UNKNOWN_HEADER = "x-schemathesis-unknown-property"
 NO_BODY = (NOT_SET, None)  # null is allowed, and says nothing
 TWO_PLACES = ("/generate", "/interpolate")
 
@@ -60,6 +62,15 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
         given = case.query if case.body in NO_BODY else case.body
         if isinstance(given, dict):
             fit(case.path, case.method, given)
+
+
+@schemathesis.hook
+def filter_failure(context: Any, failure: Any, case: Any, response: Any) -> bool:
+    """Accept that an unknown header field is accepted: anybody on the way may add some (RFC 9110, 5.1)."""
+    if not isinstance(failure, AcceptedNegativeData) or UNKNOWN_HEADER not in (case.headers or {}):
+        return True
+    others = (ParameterLocation.QUERY, ParameterLocation.BODY, ParameterLocation.PATH)
+    return any(is_negative(case, location) for location in others)
 
 
 def one_place(case: Any) -> None:

@@ -111,7 +111,7 @@ def test_server_keeps_to_its_document_in_thousands_of_cases(
 ) -> None:
     which, least = GROUPS[group]
     document = server.address + "/openapi.json"
-    options = (*which, "--max-examples", os.environ.get(SCHEMA_EXAMPLES, "900"))
+    options = (*which, "--max-examples", os.environ.get(SCHEMA_EXAMPLES, "1000"))
     count(run_schemathesis(server, tmp_path, document, *options), tried, least)
     server.require_well()
 
