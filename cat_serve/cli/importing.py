@@ -53,10 +53,10 @@ def list_families() -> None:
     """Print a table, its columns separated by tabs."""
     from cat_serve.importers import FAMILIES
 
-    print("family", "fid_as_published", "licence", "code", "weights", "paper", sep="\t")
+    print("family", "fid_as_published", "licence", "repository", "weights", "paper", sep="\t")
     for family in FAMILIES.values():
         print(
-            family.name, family.fid, family.licence, family.code, family.weights, family.paper,
+            family.name, family.fid, family.licence, family.repository, family.weights, family.paper,
             sep="\t",
         )  # fmt: skip
 

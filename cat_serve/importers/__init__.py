@@ -25,7 +25,7 @@ class Family:
 
     Attributes:
         module: has `convert(path, ImportOptions) -> Checkpoint`.
-        paper, code: where it is described and written; weights: where a user gets the file.
+        paper, repository: where it is described and written; weights: where a user gets the file.
         licence: of code and weights.
         fid: FID-50K at one forward pass, ImageNet 256 px, as published, never as measured here.
     """
@@ -33,7 +33,7 @@ class Family:
     name: str
     module: str
     paper: str
-    code: str
+    repository: str
     weights: str
     licence: str
     fid: str
@@ -46,7 +46,7 @@ FAMILIES = {
             name="gat",
             module="cat_serve.importers.gat",
             paper="Scalable GANs with Transformers, arXiv 2509.24935",
-            code="github.com/hse1032/GAT",
+            repository="github.com/hse1032/GAT",
             weights="checkpoints of its train.py; published ones are announced in its README",
             licence="MIT",
             fid="GAT-XL/2 2.18",

@@ -84,7 +84,7 @@ def convert(path: Path, options: ImportOptions) -> Checkpoint:
         "family": "GAT",
         "imported": {"file": path.name, "sha256": sha256_of(path), "weights": options.weights},
         "licence": FAMILIES["gat"].licence,
-        "code": FAMILIES["gat"].code,
+        "repository": FAMILIES["gat"].repository,
         "args": args,
         "decoder": f"{options.vae.name}, sha256 {vae_sha256(vae)}",
     }
