@@ -49,7 +49,7 @@ def exposed() -> dict[str, set[str]]:
     artefact = load_artefact(ROOT / "model_repository" / "fashion-32" / "1")
 
     async def never(_: Any) -> Any:
-        raise NotImplementedError
+        raise AssertionError("nothing is opened here")
 
     Service({"fashion-32": artefact}, "fashion-32", never, metrics=metrics)
     found: dict[str, set[str]] = {}
