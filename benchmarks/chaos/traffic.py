@@ -36,9 +36,9 @@ class Ask:
 Maker = Callable[[random.Random], Ask]
 
 
-def _json(kind: str, path: str, statuses: frozenset[int] = GOOD, **values: object) -> Ask:
+def _json(kind: str, path: str, values: Mapping[str, object]) -> Ask:
     headers = {"Content-Type": "application/json"}
-    return Ask(kind, "POST", path, statuses, headers, json.dumps(values).encode())
+    return Ask(kind, "POST", path, GOOD, headers, json.dumps(values).encode())
 
 
 def one(rng: random.Random) -> Ask:
@@ -75,20 +75,21 @@ def unchanged(rng: random.Random) -> Ask:
 
 def openai(rng: random.Random) -> Ask:
     prompt = str(rng.randrange(10))
-    return _json("OpenAI", "/v1/images/generations", prompt=prompt, n=rng.randint(1, 3), seed=1)
+    values = {"prompt": prompt, "n": rng.randint(1, 3), "seed": 1}
+    return _json("OpenAI", "/v1/images/generations", values)
 
 
 def interpolation(rng: random.Random) -> Ask:
     """Frames between two seeds of a class."""
     image_format = rng.choice(("webp", "gif", "zip"))
     values = {"class": rng.randrange(10), "seed": [1, 2], "frames": 8, "format": image_format}
-    return _json("interpolation", "/interpolate", GOOD, **values)
+    return _json("interpolation", "/interpolate", values)
 
 
 def between_classes(rng: random.Random) -> Ask:
     """Frames that are mixtures, so that the studio makes them."""
     values = {"class": [rng.randrange(5), rng.randrange(5, 10)], "seed": [1, 2], "frames": 8}
-    return _json("interpolation of classes", "/interpolate", GOOD, **values)
+    return _json("interpolation of classes", "/interpolate", values)
 
 
 def mixture(rng: random.Random) -> Ask:
@@ -132,7 +133,7 @@ def left(rng: random.Random) -> Ask:
 
 
 def slow(rng: random.Random) -> Ask:
-    ask = _json("slow body", "/generate", **{"class": rng.randrange(10), "seed": 1})
+    ask = _json("slow body", "/generate", {"class": rng.randrange(10), "seed": 1})
     return Ask(ask.kind, "POST", ask.path, GOOD, ask.headers, ask.body, pieces_s=0.05)
 
 

@@ -106,6 +106,13 @@ async def test_sigterm_under_load_fails_no_request() -> None:
     assert min(result.figures["in_flight"]) >= 5
 
 
+@pytest.mark.slow
+async def test_server_that_breaks_off_what_is_in_flight_is_found_out() -> None:
+    result = await leaving(1, "without grace", "--shutdown-grace-s", "0")
+    assert "requests that failed" in [p.what for p in result.promises if not p.held]
+    assert result.lost > 0
+
+
 def departure(*answers: Answer, code: int = 0, log: str = "") -> Departure:
     """Return a departure whose signal came at second 10, beside five requests that went well."""
     well = [answer(sent_s=9, status=200) for _ in range(5)]
