@@ -16,6 +16,12 @@ FORMATS = (
 )
 
 
+def class_order(name: str) -> tuple[bool, int, str]:
+    """Return the key that sorts classes: numbers as numbers, before all other names."""
+    number = name.isascii() and name.isdigit()
+    return not number, int(name) if number else 0, name
+
+
 def name_classes(folders: Sequence[str], path: Path | None) -> tuple[str, ...]:
     """Return a name for every class folder; without a file the folders' own names.
 

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from cat_serve.errors import DataError
-from training.class_names import name_classes
-from training.images import SUFFIXES
-from training.readers import Photograph, Readers
+from training.class_names import class_order, name_classes
+from training.images import SUFFIXES, is_image_name
+from training.listing import Listed, ListedImages
 
 SPLITS = frozenset(("train", "val", "valid", "validation", "test"))
-LAYOUT = "upright, over white, centre crop"
 
 
-class ImageFolder:
+class ImageFolder(ListedImages):
     """Every image below FOLDER/CLASS/, at any depth, in a fixed order: class by class, then by path.
 
     Class folders whose names are numbers are ordered as numbers, before all others; hidden folders are no
@@ -38,43 +31,17 @@ class ImageFolder:
     def __init__(
         self, folder: Path, size_px: int, class_names: Path | None = None, workers: int = 0
     ) -> None:
-        self.root = _training_split(folder)
-        self.size_px = size_px
-        folders = _class_folders(self.root)
-        self.class_names = name_classes(folders, class_names)
-        found = [_images_below(self.root, name) for name in folders]
+        root = _training_split(folder)
+        folders = _class_folders(root)
+        names = name_classes(folders, class_names)
+        found = [_images_below(root, name) for name in folders]
         for name, images in zip(folders, found, strict=True):
             if not images:
                 raise DataError(
-                    f"The class folder {self.root / name} holds no images.",
+                    f"The class folder {root / name} holds no images.",
                     hint=f"remove it, or add images ({', '.join(sorted(SUFFIXES))})",
                 )
-        self.labels = np.repeat(np.arange(len(folders)), [len(images) for images in found])
-        listed = [image for images in found for image in images]
-        self.files: tuple[str, ...] | None = tuple(path for path, _, _ in listed)
-        self.file_bytes: tuple[int, ...] | None = tuple(size for _, size, _ in listed)
-        listing = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
-        self.description: dict[str, Any] = {
-            "dataset": "folder",
-            "root": str(self.root.resolve()),
-            "size_px": size_px,
-            "layout": LAYOUT,
-            "listing": listing,
-        }
-        self._readers = Readers(workers)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, indices: np.ndarray) -> Iterator[Photograph]:
-        """Yield the photographs of int64 indices, in order."""
-        assert self.files is not None
-        paths = [self.root / self.files[index] for index in indices]
-        return self._readers.read(paths, self.size_px)
-
-    def close(self) -> None:
-        """End the processes that read."""
-        self._readers.close()
+        super().__init__(root, names, found, size_px, workers, "folder")
 
 
 def _training_split(folder: Path) -> Path:
@@ -97,7 +64,7 @@ def _class_folders(root: Path) -> list[str]:
     """Return the names of the class folders, numbers first and in their order."""
     entries = _visible(root)
     folders = [entry.name for entry in entries if entry.is_dir()]
-    loose = sorted(e.name for e in entries if e.is_file() and _is_image(e.name))
+    loose = sorted(e.name for e in entries if e.is_file() and is_image_name(e.name))
     if loose or not folders:
         what = (
             f"{len(loose)} images, {loose[0]} among them," if loose else "Nothing that is a class"
@@ -107,15 +74,11 @@ def _class_folders(root: Path) -> list[str]:
             hint="every image belongs into a sub-folder of its class: FOLDER/CLASS/IMAGE",
         )
 
-    def order(name: str) -> tuple[bool, int, str]:
-        number = name.isascii() and name.isdigit()
-        return not number, int(name) if number else 0, name
-
-    return sorted(folders, key=order)
+    return sorted(folders, key=class_order)
 
 
-def _images_below(root: Path, name: str) -> list[tuple[str, int, int]]:
-    """Return (path below root, bytes, time of change) of all images of a class, ordered by path."""
+def _images_below(root: Path, name: str) -> list[Listed]:
+    """Return all images of a class, ordered by path."""
     images, seen = [], set()
     for folder, inside, files in os.walk(root / name, followlinks=True):
         real = os.path.realpath(folder)
@@ -126,12 +89,8 @@ def _images_below(root: Path, name: str) -> list[tuple[str, int, int]]:
         inside[:] = [entry for entry in inside if not entry.startswith(".")]
         for file in files:
             path = Path(folder, file)
-            if _is_image(file) and path.exists():
+            if is_image_name(file) and path.exists():
                 status = path.stat()
                 below = path.relative_to(root).as_posix()
-                images.append((below, status.st_size, status.st_mtime_ns))
+                images.append(Listed(below, status.st_size, status.st_mtime_ns))
     return sorted(images)
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -14,6 +15,11 @@ SUFFIXES = frozenset(
 )
 BACKGROUND = (255, 255, 255)
 MAX_PX = 89_478_485  # Pillow's own limit: a 24-bit image of a quarter of a gibibyte
+
+
+def is_image_name(name: str) -> bool:
+    """Tell whether a file's name is that of an image; hidden files are none."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def decode(data: bytes, size_px: int) -> np.ndarray:

@@ -13,9 +13,9 @@ from torch import Tensor
 from cat_serve.errors import DataError
 from training.data import PREPARE_AGAIN, Latents
 from training.fashion_mnist import DEFAULT_FOLDER, load_split, to_rgb32
-from training.folder import LAYOUT
 from training.images import decode
-from training.readers import default_workers
+from training.listing import LAYOUT, Listed
+from training.readers import Readable, default_workers
 from training.shards import FILES_NAME
 from training.vae import to_unit
 
@@ -43,7 +43,7 @@ def open_photographs(data: Latents, folder: Path | None = None) -> Photographs:
     kind = (source.get("dataset"), source.get("layout"))
     if kind == ("fashion-mnist", "to_rgb32"):
         return FashionPhotographs(data, folder or DEFAULT_FOLDER)
-    if kind == ("folder", LAYOUT):
+    if kind in (("folder", LAYOUT), ("tars", LAYOUT)):
         return FolderPhotographs(data, folder or Path(source["root"]))
     raise DataError(
         f"The photographs of {source.get('dataset')!r} cannot be opened again.",
@@ -67,7 +67,7 @@ class FashionPhotographs:
 
 
 class FolderPhotographs:
-    """Those of an image folder, read and cut again with every batch, as they were for the encoder.
+    """Those of an image folder or of tars, read and cut again with every batch, as they were for the encoder.
 
     Pillow decodes without Python's lock, so threads are enough.
     """
@@ -75,7 +75,7 @@ class FolderPhotographs:
     def __init__(self, data: Latents, root: Path) -> None:
         self.root, self.size_px = root, int(data.index.images["size_px"])
         listed = _read_list(data.folder / FILES_NAME)
-        self._files, self._bytes = listed["files"], listed["bytes"]
+        self._files, self._bytes, self._tars = listed["files"], listed["bytes"], listed["tars"]
         if not len(self._files) == len(self._bytes) == len(data):
             raise DataError(
                 f"{data.folder / FILES_NAME} lists {len(self._files)} photographs of {len(data)}.",
@@ -93,7 +93,7 @@ class FolderPhotographs:
     def _read(self, index: int) -> np.ndarray:
         path = self.root / self._files[index]
         try:
-            content = path.read_bytes()
+            content = self._place(index).read_bytes()
             if len(content) != self._bytes[index]:
                 raise DataError(f"{len(content)} bytes, there were {self._bytes[index]}")
             return decode(content, self.size_px)
@@ -103,10 +103,16 @@ class FolderPhotographs:
                 hint=f"{NAME_FOLDER}; if they have changed, {PREPARE_AGAIN}",
             ) from error
 
+    def _place(self, index: int) -> Readable:
+        tar, offset = self._tars[index] if self._tars else (None, 0)
+        size = self._bytes[index]
+        return Listed(self._files[index], size, 0, tar, offset).below(self.root)
+
 
 def _read_list(path: Path) -> dict[str, Any]:
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
-        return {"files": list(listed["files"]), "bytes": list(listed["bytes"])}
+        lists = {key: list(listed[key]) for key in ("files", "bytes")}
+        return lists | {"tars": list(listed.get("tars", ()))}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged: {error!r}", hint=PREPARE_AGAIN) from error

@@ -2,9 +2,11 @@
 
     python -m training.prepare --vae checkpoints/fashion-32.vae --out data/fashion-32
     python -m training.prepare --images FOLDER --size 256 --vae sd-vae-ft-mse --out data/mine
+    python -m training.prepare --images ILSVRC2012_img_train.tar --size 256 --vae sd-vae --out data/imagenet --dry-run
 
-Shards are written whole and kept: an interrupted run goes on with the first shard that is missing. A broken
-image is named and left out.
+Images come as a folder with one sub-folder per class, or in tars. Shards are written whole and kept: an interrupted
+run goes on with the first shard that is missing. A broken image is named and left out. --dry-run writes nothing and
+says how many images, bytes and hours.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.shards import Preparation, begin
+from training.shards import Preparation, begin, tidy
 from training.sources import MAX_BROKEN, Source, add_source_arguments, open_source
 
 if TYPE_CHECKING:
@@ -23,7 +25,12 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 MOST_IN_A_BATCH = 100
-MOVABLE = ("root", "broken", "content")  # of an index's images: no part of what a source describes
+MOVABLE = (
+    "root",
+    "broken",
+    "content",
+    "duplicates",
+)  # of an index's images: no part of what a source describes
 
 
 def keep_finished(out: Path, vae_hash: str, source: Source) -> bool:
@@ -47,6 +54,7 @@ def keep_finished(out: Path, vae_hash: str, source: Source) -> bool:
     )
     if mended != index:
         mended.save(out)
+    tidy(out)  # killed after the index was written, a run leaves its notes
     return True
 
 
@@ -139,6 +147,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
     parser.add_argument("--batch-size", type=int, help="images that go through the VAE at a time")
     parser.add_argument("--device", default="cpu", help="where the VAE runs (default: %(default)s)")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="write nothing: read and encode a sample, and say images, bytes and time",
+    )
     return parser
 
 
@@ -152,26 +165,50 @@ def main(argv: list[str] | None = None) -> int:
 def work(arguments: argparse.Namespace) -> dict[str, object]:
     """Encode the photographs that the arguments name; return what to report."""
     from cat_serve.errors import InvalidInput
-    from training.data import Index
+    from training.health import warnings_about
 
     a = arguments
     if a.batch_size is not None and a.batch_size < 1:
         raise InvalidInput(f"--batch-size {a.batch_size} must be at least 1.")
     source = open_source(a)
+    warnings = warnings_about(source)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     try:
+        if a.dry_run:
+            return _dry_run(a, source) | {"warnings": warnings}
         prepare(a.vae, source, a.out, a.batch_size, a.max_broken, a.device)
     finally:
         source.close()
-    index = Index.load(a.out)
+    return _report(a.out, len(source)) | {"warnings": warnings}
+
+
+def _dry_run(arguments: argparse.Namespace, source: Source) -> dict[str, object]:
+    from cat_serve.model.checkpoint import open_vae
+    from training.estimate import estimate
+    from training.vae import batch_size_for
+
+    vae = open_vae(arguments.vae)
+    require_whole_cells(vae, source.size_px)
+    batch_size = arguments.batch_size or batch_size_for(source.size_px, MOST_IN_A_BATCH)
+    found = estimate(vae.to(open_device(arguments.device)), source, arguments.out, batch_size)
+    found.say()
+    return found.report()
+
+
+def _report(out: Path, total: int) -> dict[str, object]:
+    from training.data import Index
+
+    index = Index.load(out)
     broken = index.images.get("broken", 0)
     if broken:
         print(
-            f"{broken} of {len(source)} photographs are broken and left out; images.json names them",
+            f"{broken} of {total} photographs are broken and left out; images.json names them",
             file=sys.stderr,
         )
     return {
-        "out": str(a.out), "count": index.count, "classes": len(index.class_names), "broken": broken,
-        "fingerprint": index.fingerprint,
+        "out": str(out), "count": index.count, "classes": len(index.class_names), "broken": broken,
+        "duplicates": index.images.get("duplicates", 0), "fingerprint": index.fingerprint,
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import threading
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -38,15 +40,43 @@ class Photograph:
     reason: str = ""
 
 
+class Readable(Protocol):
+    """Where the bytes of a photograph are: a `Path`, or a `Piece`."""
+
+    def read_bytes(self) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a file: a photograph inside a tar."""
+
+    path: Path
+    offset_bytes: int
+    size_bytes: int
+
+    def read_bytes(self) -> bytes:
+        """Read the part.
+
+        Raises:
+            OSError: no such file, or it ends too early.
+        """
+        with self.path.open("rb") as stream:
+            stream.seek(self.offset_bytes)
+            data = stream.read(self.size_bytes)
+        if len(data) != self.size_bytes:
+            raise OSError(f"{self.path.name} ends before it")
+        return data
+
+
 def default_workers() -> int:
     """Return how many processes read photographs unless told: one per core, eight at most."""
     return min(os.cpu_count() or 1, MAX_WORKERS)
 
 
-def read_photograph(path: Path, size_px: int) -> Photograph:
+def read_photograph(place: Readable, size_px: int) -> Photograph:
     """Read one file; whatever is wrong with it ends up in `reason`."""
     try:
-        data = path.read_bytes()
+        data = place.read_bytes()
     except OSError as error:
         return Photograph(None, reason=error.strerror or str(error))
     sha256 = hashlib.sha256(data).digest()
@@ -56,14 +86,22 @@ def read_photograph(path: Path, size_px: int) -> Photograph:
         return Photograph(None, sha256, error.message)
 
 
-def read_chunk(paths: Sequence[Path], size_px: int) -> list[Photograph]:
+def read_chunk(places: Sequence[Readable], size_px: int) -> list[Photograph]:
     """Read some files, in order."""
-    return [read_photograph(path, size_px) for path in paths]
+    return [read_photograph(place, size_px) for place in places]
 
 
 def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers itself
     warnings.simplefilter("ignore")  # Pillow's about odd metadata, one per file
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Leave when the parent is gone: killed, it ends no workers, and they would wait for work for ever."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 class Readers:
@@ -77,13 +115,13 @@ class Readers:
         self.workers = workers
         self._pool: ProcessPoolExecutor | None = None
 
-    def read(self, paths: Sequence[Path], size_px: int) -> Iterator[Photograph]:
-        """Yield one `Photograph` for each path.
+    def read(self, places: Sequence[Readable], size_px: int) -> Iterator[Photograph]:
+        """Yield one `Photograph` for each place.
 
         Raises:
             DataError: a worker was killed (usually for memory).
         """
-        chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+        chunks = [places[start : start + CHUNK] for start in range(0, len(places), CHUNK)]
         if not self.workers:
             for chunk in chunks:
                 yield from read_chunk(chunk, size_px)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from training.health import Duplicates
 from training.sources import Source, require_few_broken
 
 if TYPE_CHECKING:
@@ -50,8 +51,11 @@ def begin(out: Path, vae_hash: str, count: int, source: dict[str, object]) -> No
     out.mkdir(parents=True, exist_ok=True)
     (out / INDEX_NAME).unlink(missing_ok=True)
     progress = out / PROGRESS_NAME
+    for left in out.glob(".*.tmp"):  # by a process that was killed while it wrote
+        left.unlink()
     wanted = json.dumps(
         {"vae_sha256": vae_hash, "count": count, "shard_size": SHARD_SIZE, "source": source}
+        | {"notes": 2}
     )
     if not progress.exists() or progress.read_text(encoding="utf-8") != wanted:
         for pattern in ("latents-*.npy", "shard-*.json"):
@@ -66,21 +70,28 @@ class Shard:
 
     Attributes:
         broken: index of a photograph -> why it is not in the shard.
-        content: hash over the bytes of its files.
+        hashes: of the bytes of each of its files, broken ones too; empty where they could not be read.
     """
 
     broken: dict[int, str] = field(default_factory=dict)
-    content: str = ""
+    hashes: list[bytes] = field(default_factory=list)
+
+    @property
+    def content(self) -> str:
+        """One hash over all its files."""
+        return hashlib.sha256(b"".join(self.hashes)).hexdigest()
 
     def save(self, path: Path) -> None:
         from cat_serve.files import write_text
 
-        write_text(path, json.dumps({"broken": list(self.broken.items()), "content": self.content}))
+        hashes = [each.hex() for each in self.hashes]
+        write_text(path, json.dumps({"broken": list(self.broken.items()), "hashes": hashes}))
 
     @classmethod
     def load(cls, path: Path) -> Shard:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return cls({int(index): reason for index, reason in values["broken"]}, values["content"])
+        broken = {int(index): reason for index, reason in values["broken"]}
+        return cls(broken, [bytes.fromhex(each) for each in values["hashes"]])
 
 
 @dataclass
@@ -135,11 +146,11 @@ class Preparation:
 
     def encode_shard(self, indices: np.ndarray, progress: tqdm) -> np.ndarray:
         """Return the moments of the readable photographs, float16 [n, 2C, h, w], and note the others."""
-        shard, digest = self.shards[-1], hashlib.sha256()
+        shard = self.shards[-1]
         parts: list[np.ndarray] = []
         waiting: list[np.ndarray] = []
         for index, photograph in zip(indices.tolist(), self.source.read(indices), strict=True):
-            digest.update(photograph.sha256)
+            shard.hashes.append(photograph.sha256)
             if photograph.pixels is None:
                 shard.broken[index] = photograph.reason
                 progress.write(f"broken: {self.name(index)}: {photograph.reason}", file=sys.stderr)
@@ -150,7 +161,6 @@ class Preparation:
                 parts.append(encode(self.vae, np.stack(waiting)))
                 waiting.clear()
             progress.update()
-        shard.content = digest.hexdigest()
         return np.concatenate(parts) if parts else np.zeros(0, np.float16)
 
     def _require_all_classes(self, seen: int) -> None:
@@ -184,6 +194,8 @@ class Preparation:
             _write_files(self.out, source, kept, broken)
         made_from = {k: v for k, v in images.items() if k not in ("root", "listing")}
         identity = json.dumps([self.vae_hash, sha256_of(self.out / LABELS_NAME), made_from])
+        if source.files is not None:
+            images["duplicates"] = self._warn_of_duplicates()
         mean, std = latent_affine(self.vae)
         paths = [_shard_paths(self.out, number) for number in range(len(self.shards))]
         filled = set((kept // SHARD_SIZE).tolist())
@@ -199,9 +211,21 @@ class Preparation:
             images=images,
             fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
         ).save(self.out)
-        (self.out / PROGRESS_NAME).unlink()
-        for _, note in paths:
-            note.unlink()
+        tidy(self.out)
+
+    def _warn_of_duplicates(self) -> int:
+        """Name the photographs that come twice; return how many."""
+        contents = [each for shard in self.shards for each in shard.hashes]
+        found = Duplicates.find(contents, self.source.labels)
+        for warning in found.warnings(self.source.files or ()):
+            print(f"warning: {warning}", file=sys.stderr)
+        return len(found.pairs)
+
+
+def tidy(out: Path) -> None:
+    """Remove what only an unfinished folder needs."""
+    for left in (out / PROGRESS_NAME, *out.glob("shard-*.json"), *out.glob(".*.tmp")):
+        left.unlink(missing_ok=True)
 
 
 def _shard_paths(out: Path, number: int) -> tuple[Path, Path]:
@@ -209,14 +233,17 @@ def _shard_paths(out: Path, number: int) -> tuple[Path, Path]:
 
 
 def _write_files(out: Path, source: Source, kept: np.ndarray, broken: dict[str, str]) -> None:
-    """Write the path and size of the photograph behind every latent, and what is wrong with the others."""
+    """Write where the photograph behind every latent is, and what is wrong with the others."""
     from cat_serve.files import write_text
 
     assert source.files is not None
     assert source.file_bytes is not None
-    lists = {
+    lists: dict[str, object] = {
         "files": [source.files[index] for index in kept],
         "bytes": [source.file_bytes[index] for index in kept],
         "broken": broken,
     }
+    listed = [source.listed[index] for index in kept]
+    if listed and listed[0].container is not None:
+        lists["tars"] = [(image.container, image.offset_bytes) for image in listed]
     write_text(out / FILES_NAME, json.dumps(lists))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +12,7 @@ from cat_serve.errors import DataError, InvalidInput
 if TYPE_CHECKING:
     import numpy as np
 
+    from training.listing import Listed
     from training.readers import Photograph
 
 MAX_BROKEN = 0.01
@@ -26,7 +27,8 @@ class Source(Protocol):
         labels: int64 [N], values 0..len(class_names)-1, of broken photographs too.
         description: what `index.json` says of them; with it others find them again. `root` is where they lie
             today, everything else is part of their identity.
-        files, file_bytes: path below the root and size of each, where photographs are files of their own.
+        files, file_bytes: name and size of each, where photographs are files, or parts of tars.
+        listed: where each is, for those.
     """
 
     size_px: int
@@ -35,6 +37,7 @@ class Source(Protocol):
     description: dict[str, Any]
     files: tuple[str, ...] | None
     file_bytes: tuple[int, ...] | None
+    listed: Sequence[Listed]
 
     def __len__(self) -> int: ...
 
@@ -52,6 +55,7 @@ class ArraySource:
 
     files: tuple[str, ...] | None = None
     file_bytes: tuple[int, ...] | None = None
+    listed: Sequence[Listed] = ()
 
     def __init__(
         self,
@@ -108,7 +112,8 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that `open_source` reads."""
     add = parser.add_argument_group("photographs (default: Fashion-MNIST)").add_argument
     add("--data", type=Path, help="folder of Fashion-MNIST's files (default: where Debian puts them)")  # fmt: skip
-    add("--images", type=Path, help="a folder of images instead, one sub-folder per class")
+    add("--images", type=Path,
+        help="images instead: a folder with one sub-folder per class, a tar, or a folder of tars")  # fmt: skip
     add("--size", type=int, help="side in pixels that the images are cut to")
     add("--class-names", type=Path, help="file with a name for every class folder")
     add("--workers", type=int, help="processes that read images (default: one per core, at most 8)")
@@ -124,7 +129,7 @@ def open_source(arguments: argparse.Namespace) -> Source:
 
 
 def open_folder(arguments: argparse.Namespace) -> Source | None:
-    """Open the image folder that the arguments name; None if they name none, which is Fashion-MNIST.
+    """Open the folder or tars of images that the arguments name; None if they name none, which is Fashion-MNIST.
 
     Raises:
         InvalidInput: flags that do not belong together, or values out of range.
@@ -132,6 +137,7 @@ def open_folder(arguments: argparse.Namespace) -> Source | None:
     """
     from training.folder import ImageFolder
     from training.readers import default_workers
+    from training.tars import TarImages, is_tars
 
     a = arguments
     if not 0 <= a.max_broken < 1:
@@ -147,4 +153,5 @@ def open_folder(arguments: argparse.Namespace) -> Source | None:
     workers = default_workers() if a.workers is None else a.workers
     if workers < 0:
         raise InvalidInput(f"--workers {workers} is negative.", hint="0 reads in this process")
-    return ImageFolder(a.images, a.size, a.class_names, workers)
+    opened = TarImages if is_tars(a.images) else ImageFolder
+    return opened(a.images, a.size, a.class_names, workers)
