@@ -79,7 +79,7 @@ def _cores(settings: Settings) -> Finding:
 
 
 def _workers(settings: Settings) -> Finding:
-    from cat_serve.workers.supervisor import private_socket
+    from cat_serve.workers.owned import private_socket
 
     if settings.workers == 1:
         return Finding("machine", "workers", Verdict.NONE, "everything is in one process")

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import signal
 import socket
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
 from multiprocessing import connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cat_serve.commands import FAILED, OK
-from cat_serve.errors import MissingDependency
 from cat_serve.keys import KeyRing, keys_of
 from cat_serve.settings import Settings
 from cat_serve.web.listening import ADMIN_SETTING, address_of, announce, banner, bind
 from cat_serve.workers.children import Child
 from cat_serve.workers.control import Order
+from cat_serve.workers.owned import private_socket, signals
 from cat_serve.workers.targets import engine_main, worker_main
 
 if TYPE_CHECKING:
@@ -30,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 MAX_FALSE_STARTS = 3
 KILL_AFTER_S = 10.0  # beside what the settings grant
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-MAX_SOCKET_PATH = 100  # of 108 bytes that the kernel takes
 
 
 def supervise(settings: Settings, open_engine: BackendFactory | None = None) -> int:
@@ -224,49 +219,3 @@ class Supervisor:
             self._kill_s = None
         if self._engine.running and not any(worker.running for worker in self._workers):
             self._engine.order(Order.LEAVE if self._order is not Order.BREAK_OFF else self._order)
-
-
-@contextlib.contextmanager
-def private_socket() -> Iterator[tuple[Path, socket.socket]]:
-    """Yield a listening Unix socket in a folder that only this user can enter, and its path.
-
-    Raises:
-        MissingDependency: there is no folder for temporary files, or its name is too long.
-    """
-    try:
-        folder = Path(tempfile.mkdtemp(prefix="cat-serve-"))
-    except OSError as error:
-        raise MissingDependency(
-            "Several workers need a folder for temporary files, and none can be written.",
-            hint="set TMPDIR to one, or --workers 1",
-        ) from error
-    path = folder / "engine"
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if len(str(path).encode()) > MAX_SOCKET_PATH:
-            raise MissingDependency(
-                f"The folder for temporary files is too deep for a socket: {folder.parent}.",
-                hint="set TMPDIR to a shorter one, as /tmp",
-            )
-        listener.bind(str(path))
-        listener.listen()
-        yield path, listener
-    finally:
-        listener.close()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def signals(numbers: Sequence[signal.Signals] = SIGNALS) -> Iterator[socket.socket]:
-    """Yield a socket from which every signal can be read as a byte, while the block runs."""
-    readable, writable = socket.socketpair()
-    with readable, writable:
-        writable.setblocking(False)
-        before = {number: signal.signal(number, lambda *_: None) for number in numbers}
-        wakeup = signal.set_wakeup_fd(writable.fileno(), warn_on_full_buffer=False)
-        try:
-            yield readable
-        finally:
-            signal.set_wakeup_fd(wakeup)
-            for number, handler in before.items():
-                signal.signal(number, handler)

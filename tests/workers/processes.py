@@ -21,6 +21,7 @@ from tests.workers.engines import FOLDER
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_S = 120.0
 WAIT_S = 60.0
+END_S = 15.0
 GATED = ("tests.workers.engines",)
 COMMAND_LINE = ("cat_serve", "serve")
 ENDED = ("Z", "X")
@@ -145,6 +146,9 @@ def several(
         yield server
     finally:
         server.open_gate()
+        process.terminate()  # so that it removes what it made
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(END_S)
         with suppress(ProcessLookupError):  # all have ended
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()

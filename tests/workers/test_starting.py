@@ -28,7 +28,8 @@ from cat_serve.settings import Settings
 from cat_serve.web.listening import bind
 from cat_serve.workers import supervisor
 from cat_serve.workers.children import FIRST_DELAY_S, LONGEST_DELAY_S, Child
-from cat_serve.workers.supervisor import private_socket, supervise
+from cat_serve.workers.owned import private_socket
+from cat_serve.workers.supervisor import supervise
 from tests.serving.test_triton_endpoints import StandIn
 from tests.workers.engines import gated, leave
 from tests.workers.processes import COMMAND_LINE, ROOT, START_S, WAIT_S, several
