@@ -138,7 +138,8 @@ def require_packages() -> None:
 
 def set_distance(a: Output, b: Output, images: int) -> float:
     """Return FD-EffNetLite0 between the last `images` images of both, made from equal seeds."""
-    from cat_serve.quality.features import extract, frechet_distance
+    from cat_serve.quality.distances import frechet_distance
+    from cat_serve.quality.features import extract
 
     return frechet_distance(
         extract(b.images[-images:], "features of the second"),

@@ -147,7 +147,8 @@ def distances(
     images: Labelled, train: Labelled, test: Labelled, reconstructed: np.ndarray | None
 ) -> dict[str, Any]:
     """Measure in EfficientNet-Lite0's features: variety within a class, and distance from the photographs."""
-    from cat_serve.quality.features import extract, frechet_distance, pair_distance
+    from cat_serve.quality.distances import frechet_distance, pair_distance
+    from cat_serve.quality.features import extract
 
     count = len(test[0])
     real = extract(test[0], "test features")
