@@ -238,7 +238,7 @@ def test_prepare_command_says_what_is_missing(
     folders = {"--data": idx_folder, "--vae": vae_folder} | {missing: tmp_path / "nothing"}
     arguments = [str(part) for pair in folders.items() for part in pair]
     assert preparation.main([*arguments, "--out", str(tmp_path / "out")]) == code
-    assert capsys.readouterr().err.startswith("error: ")
+    assert "\nerror: " in "\n" + capsys.readouterr().err
 
 
 # --- the prepared data ---------------------------------------------------------------------------
