@@ -5,7 +5,7 @@
     python -m benchmarks.chaos --only soak overload
 
 Everything runs on loopback, on this machine, against servers that it starts and ends. Writes chaos.md and chaos.json
-into --out and prints one line of JSON. Exits with 1 if a promise was broken.
+into --out and prints one line of JSON. Exits with 1 if a promise is broken.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,11 +58,11 @@ def experiments(minutes: float, out: Path) -> Mapping[str, Experiment]:
     return dict(zip(NAMES, every, strict=True))
 
 
-async def run(chosen: Mapping[str, Experiment], progress: Progress) -> list[Result]:
+async def run(chosen: Mapping[str, Experiment], progress: Progress) -> dict[str, Result]:
     """Run one after the other; one that breaks off is a broken promise, and the others go on."""
     from benchmarks.chaos.results import Promise, Result
 
-    results = []
+    results = {}
     for name, experiment in chosen.items():
         progress.begin(name)
         began_s = time.perf_counter()
@@ -71,28 +72,31 @@ async def run(chosen: Mapping[str, Experiment], progress: Progress) -> list[Resu
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             promise = Promise("the experiment comes to its end", False, said, "its end")
             result = Result(name, (promise,), time.perf_counter() - began_s)
-        results.append(result)
+        results[name] = replace(result, measured=time.strftime("%Y-%m-%d %H:%M", time.gmtime()))
         progress.end("held" if result.passed else f"BROKEN: {'; '.join(result.broken)}")
     return results
 
 
 def work(arguments: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.chaos.progress import Progress
-    from benchmarks.chaos.report import circumstances, fill, tables, write
+    from benchmarks.chaos.report import circumstances, fill, kept, tables, write
 
     every = experiments(arguments.minutes, arguments.out)
     chosen = {name: every[name] for name in arguments.only or NAMES}
     began_s = time.perf_counter()
     with Progress(len(chosen)) as progress:
-        results = asyncio.run(run(chosen, progress))
-    facts = circumstances(time.perf_counter() - began_s)
-    write(results, facts, arguments.out)
+        made = asyncio.run(run(chosen, progress))
+    known = {**(kept(arguments.out) if arguments.only else {}), **made}
+    every_result = {name: known[name] for name in NAMES if name in known}
+    facts = circumstances()
+    write(every_result, facts, arguments.out)
+    results = list(every_result.values())
     if arguments.document is not None:
         fill(arguments.document, tables(results, facts))
     broken = [f"{result.name}: {text}" for result in results for text in result.broken]
     return {
         "passed": all(result.passed for result in results),
-        "seconds": facts["seconds"],
+        "seconds": round(time.perf_counter() - began_s),
         "requests": sum(result.requests for result in results),
         "lost": sum(result.lost for result in results),
         "faults_survived": sum(result.faults for result in results),
@@ -107,7 +111,12 @@ def build_parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--minutes", type=float, default=10.0,
                         help="about so long in all, on a machine that is idle (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--only", nargs="+", choices=NAMES, help="run these experiments")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=NAMES,
+        help="run these experiments; the others stay as they were measured before",
+    )
     parser.add_argument("--out", type=Path, default=Path("build/chaos"),
                         help="folder for tables, logs and the slow model (default: %(default)s)")  # fmt: skip
     parser.add_argument("--document", type=Path, help="put the tables into this document, too")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,10 @@ PACKAGES = ("cat-serve", "onnxruntime", "fastapi", "uvicorn", "numpy", "pillow")
 JSON_NAME, TABLE_NAME = "chaos.json", "chaos.md"
 
 
-def circumstances(seconds: float) -> dict[str, Any]:
+def circumstances() -> dict[str, Any]:
     """Return when, where and with what it was measured."""
     return {
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "seconds": round(seconds),
         **machine(),
         "load_average": [round(value, 1) for value in os.getloadavg()],
         "packages": {name: version(name) for name in PACKAGES},
@@ -36,7 +35,7 @@ def tables(results: Sequence[Result], facts: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in facts["packages"].items())
     loads = ", ".join(map(str, facts["load_average"]))
     head = (
-        f"Measured on {facts['date']} in {facts['seconds']:,} s: {facts['cpu']}, cores {facts['cores']}, "
+        f"Written on {facts['date']}: {facts['cpu']}, cores {facts['cores']}, "
         f"{facts['system']}, load average {loads}; Python {facts['python']}, {versions}."
     )
     return "\n\n".join([head, _overview(results), _promises(results), _faults(results)]).rstrip()
@@ -44,9 +43,9 @@ def tables(results: Sequence[Result], facts: dict[str, Any]) -> str:
 
 def _overview(results: Sequence[Result]) -> str:
     return _table(
-        ("experiment", "load held", "faults survived", "inputs tried", "requests sent", "lost", "memory", "s", "result"),
+        ("experiment", "load held", "faults survived", "inputs tried", "requests sent", "lost", "memory", "s", "measured", "result"),
         ((r.name, r.load, _count(r.faults), _count(r.inputs), _count(r.requests),
-          f"{r.lost:,}" if r.requests else "", r.memory, f"{r.seconds:,.0f}",
+          f"{r.lost:,}" if r.requests else "", r.memory, f"{r.seconds:,.0f}", r.measured,
           "held" if r.passed else "**broken**") for r in results),
     )  # fmt: skip
 
@@ -80,11 +79,20 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in lines)  # fmt: skip
 
 
-def write(results: Sequence[Result], facts: dict[str, Any], folder: Path) -> None:
+def kept(folder: Path) -> dict[str, Result]:
+    """Return what was measured before, by the name of the experiment in the command."""
+    path = folder / JSON_NAME
+    if not path.is_file():
+        return {}
+    entries = json.loads(path.read_text(encoding="utf-8"))["experiments"]
+    return {name: Result.from_dict(entry) for name, entry in entries.items()}
+
+
+def write(results: Mapping[str, Result], facts: dict[str, Any], folder: Path) -> None:
     """Write both files."""
-    everything = {**facts, "experiments": [result.as_dict() for result in results]}
+    everything = {**facts, "experiments": {name: r.as_dict() for name, r in results.items()}}
     write_text(folder / JSON_NAME, json.dumps(everything, indent=1, default=str) + "\n")
-    write_text(folder / TABLE_NAME, tables(results, facts) + "\n")
+    write_text(folder / TABLE_NAME, tables(list(results.values()), facts) + "\n")
 
 
 def fill(document: Path, text: str) -> None:

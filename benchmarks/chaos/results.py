@@ -30,6 +30,7 @@ class Result:
         faults: that were caused, and that the service came back from.
         inputs: different requests or texts that were tried.
         load: what was held, in words.
+        measured: when.
         figures: whatever else was measured; JSON-serialisable.
     """
 
@@ -43,6 +44,7 @@ class Result:
     load: str = ""
     memory: str = ""
     figures: Mapping[str, Any] = field(default_factory=dict)
+    measured: str = ""
 
     @property
     def passed(self) -> bool:
@@ -55,7 +57,14 @@ class Result:
         return [f"{p.what}: {p.measured}, limit {p.limit}" for p in self.promises if not p.held]
 
     def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON holds it."""
         return {**asdict(self), "passed": self.passed}
+
+    @classmethod
+    def from_dict(cls, kept: Mapping[str, Any]) -> Result:
+        """Return what `as_dict` was of."""
+        values = {name: value for name, value in kept.items() if name != "passed"}
+        return cls(**values | {"promises": tuple(Promise(**each) for each in kept["promises"])})
 
 
 def at_most(what: str, value: float, limit: float, unit: str = "") -> Promise:

@@ -53,10 +53,10 @@ def test_tables_and_json_have_every_experiment_and_promise(run: Any) -> None:
     kept = json.loads((folder / "chaos.json").read_text())
     assert code == 0
     assert report["requests"] == 2468
-    assert "| soak | 9 requests/s | 2 | 56 | 1,234 | 3 | +1 byte | 12 | held |" in table
+    assert "| soak | 9 requests/s | 2 | 56 | 1,234 | 3 | +1 byte | 12 | 20" in table
     assert "| soak | none is lost | 0 / 1 | 0 | held |" in table
     assert "| soak | killed | 7 | 2 | 1.5 |" in table
-    assert [entry["passed"] for entry in kept["experiments"]] == [True, True]
+    assert [entry["passed"] for entry in kept["experiments"].values()] == [True, True]
     assert kept["packages"]["onnxruntime"]
 
 
@@ -66,8 +66,18 @@ def test_broken_promise_ends_with_1_and_the_others_run_all_the_same(run: Any) ->
     assert report["broken"][0] == "soak: none is lost: 0 | 1, limit 0"
     assert "OSError: no such device" in report["broken"][1]
     kept = json.loads((folder / "chaos.json").read_text())
-    assert [entry["passed"] for entry in kept["experiments"]] == [False, False, True]
+    assert [entry["passed"] for entry in kept["experiments"].values()] == [False, False, True]
     assert (folder / "chaos.md").read_text().count("**broken**") == 4
+
+
+def test_experiments_that_are_not_run_again_stay_as_they_were_measured(run: Any) -> None:
+    run(first=breaks, second=fine)
+    code, report, folder = run("--only", "second", first=stumbles, second=fine)
+    assert (code, report["requests"]) == (1, 2468)
+    assert report["broken"] == ["soak: none is lost: 0 | 1, limit 0"]
+    code, report, _ = run("--only", "first", first=fine, second=stumbles)
+    assert (code, report["broken"]) == (0, [])
+    assert (folder / "chaos.md").read_text().count("| soak | 9 requests/s |") == 2
 
 
 def test_document_gets_the_tables_between_its_marks(run: Any, tmp_path: Path) -> None:
@@ -75,7 +85,7 @@ def test_document_gets_the_tables_between_its_marks(run: Any, tmp_path: Path) ->
     document.write_text(f"before\n{START}\nstale\n{END}\nafter\n")
     run("--document", str(document), soak=fine)
     text = document.read_text()
-    assert text.startswith(f"before\n{START}\n\nMeasured on ")
+    assert text.startswith(f"before\n{START}\n\nWritten on ")
     assert text.endswith(f"{END}\nafter\n")
     assert "stale" not in text
     assert "| soak |" in text
