@@ -10,6 +10,7 @@ CatServeError
  |- MissingDependency       this machine lacks a package, a device or a data set
  |- DataError               training data that cannot be used
  |- TrainingDiverged        a loss or a gradient stopped being finite
+ |- ProcessLost             another process of a run does not answer any more
  |- ParityError             two forms of one model disagree beyond the budget
  |- QualityError            a model was measured and is worse than required
  |- Overloaded              the waiting room is full; come back later
@@ -90,6 +91,10 @@ class DataError(CatServeError):
 
 class TrainingDiverged(CatServeError):
     code = "training_diverged"
+
+
+class ProcessLost(CatServeError):
+    code = "process_lost"
 
 
 class ParityError(CatServeError):

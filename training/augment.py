@@ -7,7 +7,7 @@ the full grid first, then resize to the scales.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -70,6 +70,11 @@ def draw(
         flip=torch.rand(batch, generator=generator) < flip_probability,
     )
     return replace(drawn, **_neutral(drawn, side, parts))
+
+
+def rows_of(drawn: Draw, rows: slice) -> Draw:
+    """Return what some of the samples have drawn."""
+    return Draw(**{field.name: getattr(drawn, field.name)[rows] for field in fields(Draw)})
 
 
 def _neutral(drawn: Draw, side: int, parts: Sequence[Part]) -> dict[str, Tensor]:

@@ -22,10 +22,12 @@ from cat_serve.model.layers import (
     EqualizedLinear,
     RMSNorm,
     SwiGLU,
+    at_least_float32,
     linear,
     patchify,
     rope_angles,
     rope_table,
+    run_block,
     sincos_positions,
 )
 
@@ -109,6 +111,7 @@ class Discriminator(nn.Module):
     positions: Tensor
     rope: Tensor
     block_mask: Tensor
+    checkpointing = False  # as in the generator
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
@@ -161,20 +164,22 @@ class Discriminator(nn.Module):
         groups = self.group_sizes if self.config.attention == "scale_wise" else None
         mask = self.block_mask if self.config.attention == "masked" else None
         for block in self.blocks:
-            u = block(u, self.rope, groups, mask)
+            u = run_block(self.checkpointing, block, u, self.rope, groups, mask)
         return u
 
     def logits(self, tokens: Tensor, class_id: Tensor) -> Tensor:
         """Logit_k = <Linear(RMSNorm(CLS_k)), label embedding of y>, float32 [B, K]."""
         features = self._features(tokens)
-        return torch.einsum("bkd,bd->bk", features, self.label_embedding(class_id).float())
+        return torch.einsum(
+            "bkd,bd->bk", features, at_least_float32(self.label_embedding(class_id))
+        )
 
     def class_logits(self, tokens: Tensor) -> Tensor:
         """Return the logits under every label, float32 [B, K, num_classes]; the one of y is `logits`'."""
         every = torch.arange(self.config.num_classes, device=tokens.device)
         return torch.einsum(
-            "bkd,nd->bkn", self._features(tokens), self.label_embedding(every).float()
+            "bkd,nd->bkn", self._features(tokens), at_least_float32(self.label_embedding(every))
         )
 
     def _features(self, tokens: Tensor) -> Tensor:
-        return self.head(self.head_norm(tokens[:, self.cls_index])).float()
+        return at_least_float32(self.head(self.head_norm(tokens[:, self.cls_index])))

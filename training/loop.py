@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections import defaultdict
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from training.config import TrainConfig
 from training.data import Latents
 from training.discriminator import Discriminator
 from training.ema import ema_decay, update_ema
+from training.engine import Engine
 from training.initial import Initial
-from training.objective import Losses, Objective
+from training.objective import Objective, frozen
 from training.photographs import open_photographs
 from training.preview import save_previews
 from training.representation import open_alignment
@@ -45,6 +47,7 @@ class Run:
         teacher_weights: a local folder of the teacher's weights.
         initial: where the weights start, unless the folder has a state; by default they are drawn.
         tensorboard: write numbers and pictures for TensorBoard too.
+        engine: where it computes, and with which other processes; by default alone, in float32.
 
     Raises:
         DataError: the data do not fit the configuration, or were encoded by another VAE.
@@ -62,8 +65,11 @@ class Run:
         teacher_weights: Path | None = None,
         initial: Path | None = None,
         tensorboard: bool = False,
+        engine: Engine | None = None,
     ) -> None:
         self.config, self.data, self.folder = config, data, folder
+        self.engine = engine or Engine()
+        self.share = self.engine.share(config.batch_size)
         _require_fit(config, data)
         self.tensorboard = tensorboard
         if tensorboard:
@@ -83,18 +89,27 @@ class Run:
             self.initial.fill(self.generator, self.discriminator)
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
         width = config.discriminator.width
-        self.alignment = open_alignment(config.representation, width, teacher_weights)
+        self.alignment = open_alignment(
+            config.representation, width, teacher_weights, str(self.engine.device)
+        )
         self.photographs = open_photographs(data, photographs) if self.alignment else None
         self.critic = nn.ModuleDict({"discriminator": self.discriminator})  # what D's step trains
         if self.alignment:
             self.critic["projector"] = self.alignment.projector
-        self.objective = Objective(self.generator, self.discriminator, config, self.alignment)
+        self.engine.prepare(self.generator, self.discriminator)
+        for module in (self.critic, self.ema, self.vae):
+            module.to(self.engine.device)
+        self.objective = Objective(
+            self.generator, self.discriminator, config, self.alignment,
+            self.engine.runtime.precision == "bf16", self.engine.whole,
+        )  # fmt: skip
         self.generator_optimizer = self._optimizer(self.generator, config.generator.width)
         self.discriminator_optimizer = self._optimizer(self.critic, width)
         self.nimg = 0
         self.seconds = 0.0
         if resumed:
             self._restore(load_state(self.state_path, self._identity(), self._complete))
+        self.engine.start_equal((self.generator, self.critic, self.ema), self.nimg)
         folder.mkdir(parents=True, exist_ok=True)
 
     def _open_initial(self, path: Path) -> Initial:
@@ -119,23 +134,38 @@ class Run:
     # --- one step --------------------------------------------------------------------------------
 
     def step(self) -> dict[str, float]:
-        """Take one D step, then one G step, on the same real batch. Returns plain numbers for the log."""
-        config, position = self.config, self.nimg
-        index = shuffled_indices(config.seed, len(self.data), position, config.batch_size)
-        x_real, y = self.data.batch(index, stream_at(config.seed, "posterior", position))
+        """Take one D step, then one G step, on the same real batch. Returns plain numbers for the log.
 
-        photographs = self.photographs.batch(index) if self.photographs else None
+        Every process takes its share of the batch; gradients, `w_avg` and the numbers are the whole batch's.
+        """
+        config, position, share = self.config, self.nimg, self.share
+        x_real, y, photographs = self._batch()
         d_losses = self.objective.discriminator_step(
-            x_real, y, stream_at(config.seed, "d", position), position, photographs
+            x_real, y, stream_at(config.seed, "d", position), position, photographs, share
         )
         self._set_learning_rates()
         d_norm = self._descend(d_losses["d_total"], self.critic, self.discriminator_optimizer)
-        g_losses = self.objective.generator_step(x_real, y, stream_at(config.seed, "g", position))
-        g_norm = self._descend(g_losses["g_total"], self.generator, self.generator_optimizer)
+        with frozen(self.discriminator):
+            g_losses = self.objective.generator_step(
+                x_real, y, stream_at(config.seed, "g", position), share
+            )
+            g_norm = self._descend(g_losses["g_total"], self.generator, self.generator_optimizer)
 
         self.nimg += config.batch_size
         update_ema(self.ema, self.generator, ema_decay(self.nimg, config.batch_size))
-        return _numbers(d_losses | g_losses) | {"d_norm": d_norm, "g_norm": g_norm}
+        numbers = self.engine.sum_numbers(d_losses | g_losses)
+        return numbers | {"d_norm": d_norm, "g_norm": g_norm}
+
+    def _batch(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return this process's share of the next batch: latents, labels, photographs for a teacher."""
+        seed, position, rows = self.config.seed, self.nimg, self.share.rows
+        index = shuffled_indices(seed, len(self.data), position, self.config.batch_size)
+        x_real, y = self.data.batch(index, stream_at(seed, "posterior", position), rows)
+        photographs = self.photographs.batch(index[rows]) if self.photographs else None
+        device = self.engine.device
+        if photographs is not None:
+            photographs = photographs.to(device)
+        return x_real.to(self.generator.w_avg), y.to(device), photographs
 
     def _set_learning_rates(self) -> None:
         config, factor = self.config, self.config.lr_factor(self.nimg)
@@ -150,6 +180,7 @@ class Run:
         """Backpropagate, clip and step; a loss or a gradient that is not finite ends the run."""
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.engine.sum_gradients(module.parameters())
         norm = float(nn.utils.clip_grad_norm_(module.parameters(), CLIP_NORM))
         if not math.isfinite(norm):
             who = "generator" if module is self.generator else "discriminator"
@@ -175,8 +206,14 @@ class Run:
         steps, mark_nimg, mark = 0, self.nimg, time.monotonic()
         last_state = mark
         with (
-            RunLog(self.folder, self.nimg, self.tensorboard) as log,
-            tqdm(total=total, initial=self.nimg, unit="img", desc=self.config.name) as progress,
+            self._log() as log,
+            tqdm(
+                total=total,
+                initial=self.nimg,
+                unit="img",
+                desc=self.config.name,
+                disable=not self.engine.is_main,
+            ) as progress,
         ):
             while self.nimg < total:
                 for key, value in self.step().items():
@@ -189,20 +226,28 @@ class Run:
                     self.seconds += now - mark
                     rate = (self.nimg - mark_nimg) / max(now - mark, 1e-9)
                     means = {key: value / steps for key, value in sums.items()}
-                    log.numbers(self.nimg, self.seconds, means | {"images_per_second": rate})
+                    if log:
+                        log.numbers(self.nimg, self.seconds, means | {"images_per_second": rate})
                     progress.set_postfix(
                         {k: f"{means[k]:.3f}" for k in ("d_adv", "g_adv", "margin", "consistency")}
                     )
                     sums.clear()
                     steps, mark_nimg, mark = 0, self.nimg, now
-                if self._passed(snapshot_nimg) or finished:
+                if log and (self._passed(snapshot_nimg) or finished):
                     self.save_checkpoints()
                     pictures = save_previews(self.ema, self.vae, self.folder, self.nimg)
                     log.pictures(self.nimg, pictures)
                 # Last of all, and where the log's sums are empty: what the state has passed is written.
-                if finished or (not steps and now - last_state > state_seconds):
+                # The others go on to the next exchange, and wait there.
+                if log and (finished or (not steps and now - last_state > state_seconds)):
                     self.save_state()
                     last_state = now
+
+    def _log(self) -> AbstractContextManager[RunLog | None]:
+        """Open the log; only the first process has one, and writes files."""
+        if not self.engine.is_main:
+            return nullcontext()
+        return RunLog(self.folder, self.nimg, self.tensorboard)
 
     def _passed(self, every_nimg: int) -> bool:
         return self.nimg // every_nimg > (self.nimg - self.config.batch_size) // every_nimg
@@ -253,6 +298,7 @@ class Run:
             "seconds": round(self.seconds, 1),
             "data": {k: v for k, v in index.images.items() if k not in ("root", "listing")}
             | {"fingerprint": index.fingerprint, "count": index.count},
+            "runtime": self.engine.description(),
         }
         if self.initial:
             training["initial"] = self.initial.identity
@@ -274,7 +320,3 @@ def _require_fit(config: TrainConfig, data: Latents) -> None:
             f"The data have (classes, channels, grid) {got}, {config.name} wants {wanted}.",
             hint="prepare the data that the preset is made for, or take another preset",
         )
-
-
-def _numbers(losses: Losses) -> dict[str, float]:
-    return {key: float(value.detach()) for key, value in losses.items()}

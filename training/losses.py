@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from cat_serve.errors import InvalidInput
+from cat_serve.model.layers import at_least_float32
 from training.augment import Resize, resize
+from training.share import Share
 
 PENALTY_SIGMA = 0.01
 PENALTY_EVERY = 4
@@ -37,7 +39,7 @@ def approximate_penalty(
     Args:
         logits, logits_noised: float32 [B, K] of the same samples.
     """
-    difference = logits.float().sum(dim=1) - logits_noised.float().sum(dim=1)
+    difference = at_least_float32(logits).sum(dim=1) - at_least_float32(logits_noised).sum(dim=1)
     return (difference / sigma).square().mean()
 
 
@@ -56,13 +58,22 @@ def label_loss(class_logits: Tensor, y: Tensor) -> Tensor:
 
 
 def add_penalty_noise(
-    images: list[Tensor], generator: torch.Generator, sigma: float = PENALTY_SIGMA
+    images: list[Tensor],
+    generator: torch.Generator,
+    sigma: float = PENALTY_SIGMA,
+    share: Share | None = None,
 ) -> list[Tensor]:
-    """Return x + sigma n for every scale; the noise is added after augmentation and resizing."""
-    return [
-        x + sigma * torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
-        for x in images
-    ]
+    """Return x + sigma n for every scale; the noise is added after augmentation and resizing.
+
+    Args:
+        share: which samples of the batch these are; the noise is drawn for all of it.
+    """
+    noised = []
+    for x in images:
+        part = share or Share.whole(len(x))
+        noise = torch.randn(part.total, *x.shape[1:], generator=generator, dtype=x.dtype)
+        noised.append(x + sigma * noise[part.rows].to(x.device))
+    return noised
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,7 @@ def consistency_loss(
     """
     count = stages.shape[1]
     anchor = stages[:, -1].detach() if options.detach_anchor else stages[:, -1]
-    total = torch.zeros((), device=stages.device)
+    total = torch.zeros((), device=stages.device, dtype=stages.dtype)
     for k in range(1, count):
         h, target = stages[:, k - 1], anchor
         if options.at_scale:

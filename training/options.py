@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from training.config import TrainConfig
     from training.data import Index
+    from training.engine import Runtime
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,31 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
             keywords["nargs"] = "*"
         group.add_argument(option.flag, dest=_destination(option), **keywords)
     group.add_argument("--width", type=int, help="of generator and discriminator")
+
+
+def add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add flags for how a run computes; a run may go on with others."""
+    group = parser.add_argument_group("how it computes (no part of what a run is)")
+    group.add_argument(
+        "--precision", choices=("float32", "bf16"), default="float32",
+        help="bf16: autocast; mapping, logits, losses and penalties stay float32",
+    )  # fmt: skip
+    group.add_argument(
+        "--checkpointing", action="store_true", help="less memory: compute activations again"
+    )
+    group.add_argument("--compile", action="store_true", help="compile the blocks (torch.compile)")
+    group.add_argument("--cpu", action="store_true", help="stay on the CPU where there is a GPU")
+    group.add_argument(
+        "--timeout-minutes", type=float, default=30.0, metavar="MINUTES",
+        help="how long a process waits for the others (default: 30)",
+    )  # fmt: skip
+
+
+def resolve_runtime(arguments: argparse.Namespace) -> Runtime:
+    """Return how the run computes."""
+    from training.engine import Runtime
+
+    return Runtime(**{field.name: getattr(arguments, field.name) for field in fields(Runtime)})
 
 
 def _destination(option: Option) -> str:

@@ -31,12 +31,13 @@ def sample_grids(generator: Generator, vae: AutoencoderKL) -> tuple[np.ndarray, 
     config = generator.config
     classes = torch.linspace(0, config.num_classes - 1, min(config.num_classes, MAX_CLASSES)).long()
     z = torch.from_numpy(latents_from_seeds(range(COLUMNS), (config.z_dim,)))
+    z, classes = z.to(generator.w_avg.device), classes.to(generator.w_avg.device)
     outputs = [
         generator(z, class_id.expand(COLUMNS), stages=True) for class_id in classes
     ]  # K stages of each sample
-    decoder = Decoder(vae)
-    samples = [to_uint8(decoder(stages[:, -1])).numpy() for stages in outputs]
-    stages = [to_uint8(decoder(stages[0])).numpy() for stages in outputs]
+    decoder = Decoder(vae).to(z.device)
+    samples = [to_uint8(decoder(stages[:, -1])).cpu().numpy() for stages in outputs]
+    stages = [to_uint8(decoder(stages[0])).cpu().numpy() for stages in outputs]
     return grid(np.concatenate(samples), COLUMNS), grid(np.concatenate(stages), config.stages, 2)
 
 

@@ -171,8 +171,8 @@ class Alignment:
 
 
 def open_alignment(
-    options: Representation, width: int, weights: Path | None = None
+    options: Representation, width: int, weights: Path | None = None, device: str = "cpu"
 ) -> Alignment | None:
     """Open the teacher that the options name; None if they name none."""
-    teacher = open_teacher(options.teacher, weights=weights)
+    teacher = open_teacher(options.teacher, weights=weights, device=device)
     return None if teacher is None else Alignment(teacher, width, options)

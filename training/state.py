@@ -80,5 +80,5 @@ def restore_moments(optimizer: torch.optim.Optimizer, saved: list[tuple[Tensor, 
         optimizer.state[parameter] = {
             "step": step,
             "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": exp_avg_sq,
+            "exp_avg_sq": exp_avg_sq.to(parameter),
         }

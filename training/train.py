@@ -5,15 +5,26 @@
 The run folder holds the checkpoint (`NAME.safetensors`, averaged weights), the discriminator beside it, the
 training state, `log.jsonl`, and a picture of samples and of stages per snapshot. Start the same command
 again after an interruption and it goes on; a larger --total-nimg goes on from a finished run.
+
+On several GPUs or machines, with the same batch and the same result:
+
+    torchrun --nproc-per-node 8 -m training.train ...        (or: accelerate launch -m training.train ...)
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 from pathlib import Path
 
-from training.options import add_config_arguments, resolve_config
+from training.options import (
+    add_config_arguments,
+    add_runtime_arguments,
+    resolve_config,
+    resolve_runtime,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="start from its weights (other data and classes are fine), its discriminator if it lies beside it",
     )  # fmt: skip
     add_config_arguments(parser)
+    add_runtime_arguments(parser)
     parser.add_argument(
         "--teacher-weights", type=Path, help="local folder of the teacher's weights"
     )
@@ -57,6 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     from cat_serve.commands import run_command
 
     arguments = build_parser().parse_args(argv)
+    if int(os.environ.get("RANK", "0")):  # of several processes the first one reports
+        with contextlib.redirect_stdout(None):
+            return run_command(lambda: work(arguments), extra="train")
     return run_command(lambda: work(arguments), extra="train")
 
 
@@ -65,6 +80,7 @@ def work(arguments: argparse.Namespace) -> dict[str, object]:
     import torch
 
     from training.data import Latents
+    from training.engine import Engine
     from training.loop import Run
     from training.presets import train_preset
 
@@ -82,8 +98,10 @@ def work(arguments: argparse.Namespace) -> dict[str, object]:
         arguments.teacher_weights,
         arguments.initial,
         arguments.tensorboard,
+        Engine(resolve_runtime(arguments)),
     )
     run.train(arguments.snapshot_nimg, arguments.log_nimg)
+    run.engine.close()
     checkpoint = arguments.run / f"{config.name}.safetensors"
     return {"checkpoint": str(checkpoint), "nimg": run.nimg, "seconds": round(run.seconds, 1)}
 

@@ -16,10 +16,12 @@ from cat_serve.model.layers import (
     Attention,
     EqualizedLinear,
     SwiGLU,
+    at_least_float32,
     linear,
     rms_norm,
     rope_angles,
     rope_table,
+    run_block,
     sincos_positions,
     unpatchify,
 )
@@ -56,7 +58,7 @@ class Mapping(nn.Module):
 
     def from_embedding(self, z: Tensor, embedding: Tensor) -> Tensor:
         """Map z float32 [B, z_dim] and a class embedding e_y float32 [B, class_dim] to w float32 [B, C]."""
-        normalised = (tiny_eps_rms_norm(embedding), tiny_eps_rms_norm(z.float()))
+        normalised = (tiny_eps_rms_norm(embedding), tiny_eps_rms_norm(at_least_float32(z)))
         return self.second(functional.silu(self.first(torch.cat(normalised, dim=-1))))
 
 
@@ -126,6 +128,9 @@ class Generator(nn.Module):
     w_avg: Tensor
     positions: Tensor
     rope: Tensor
+    checkpointing = (
+        False  # in training: keep a block's input alone, and compute the rest of it again
+    )
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -196,10 +201,10 @@ class Generator(nn.Module):
         blocks_per_stage = config.depth // config.stages
         outputs: list[Tensor] = []
         for index, block in enumerate(self.blocks, start=1):
-            u = block(u, w, self.rope)
+            u = run_block(self.checkpointing, block, u, w, self.rope)
             if index % blocks_per_stage == 0:
                 tokens = self.heads[len(outputs)](u, w)
-                h = unpatchify(tokens, config.tokens_per_side, config.patch)
+                h = unpatchify(tokens.to(u.dtype), config.tokens_per_side, config.patch)
                 outputs.append(outputs[-1] + h if outputs else h)
         return outputs
 
@@ -208,7 +213,7 @@ class Generator(nn.Module):
         """For each class in the batch: w_avg <- 0.995 w_avg + 0.005 mean(w)."""
         classes, inverse, counts = class_id.unique(return_inverse=True, return_counts=True)
         sums = torch.zeros(len(classes), w.shape[1], dtype=self.w_avg.dtype)
-        sums = sums.to(w.device).index_add_(0, inverse, w.detach().float())
+        sums = sums.to(w.device).index_add_(0, inverse, w.detach().to(self.w_avg))
         self.w_avg[classes] = torch.lerp(
             self.w_avg[classes], sums / counts.unsqueeze(1), 1 - W_AVG_DECAY
         )

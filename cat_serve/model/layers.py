@@ -6,19 +6,26 @@ Normalisations compute in float32 and return the input's dtype, so that a halved
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 NORM_EPS = 1e-6
 ROPE_BASE = 10_000.0
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return x in float32, or in float64 if it is that."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def rms_norm(x: Tensor, eps: float = NORM_EPS) -> Tensor:
     """Divide by the root mean square over the last dimension: x / sqrt(mean(x^2) + eps)."""
-    x32 = x.float()
-    return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    wide = at_least_float32(x)
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -167,6 +174,14 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.w12(x).chunk(2, dim=-1)
         return self.w3(functional.silu(gate) * value)
+
+
+def run_block(checkpointing: bool, block: nn.Module, *inputs: Any) -> Tensor:
+    """Run a block; with `checkpointing` its activations are computed again in the backward pass."""
+    if not (checkpointing and torch.is_grad_enabled()):
+        return block(*inputs)
+    # Nothing in a block is random: there is no state of random numbers to put back.
+    return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def unpatchify(tokens: Tensor, side: int, patch: int) -> Tensor:

@@ -16,6 +16,7 @@ from training.discriminator import Discriminator
 from training.losses import Consistency, add_penalty_noise, label_loss
 from training.objective import Objective
 from training.presets import train_preset
+from training.share import Share
 from training.streams import stream_at
 
 ConfigFactory = Callable[..., TrainConfig]
@@ -72,9 +73,9 @@ def test_discriminator_step_equals_four_separate_judgements(
     rng = stream_at(0, "d", 0)  # the same draws in the same order
     z = torch.randn(8, 64, generator=rng)
     judge = objective.discriminator
-    real_images = objective.judged(x_real[:, None], objective.draw(len(y), rng))
+    real_images = objective.judged(x_real[:, None], objective.draw(Share.whole(len(y)), rng))
     stages = objective.generator(z, y, stages=True)
-    fake_images = objective.judged(stages, objective.draw(len(y), rng))
+    fake_images = objective.judged(stages, objective.draw(Share.whole(len(y)), rng))
     fourth = [0, 4]
     noised_real = add_penalty_noise([x[fourth] for x in real_images], rng)
     noised_fake = add_penalty_noise([x[fourth] for x in fake_images], rng)
@@ -105,9 +106,11 @@ def test_generator_step_equals_separate_judgements(
     rng = stream_at(0, "g", 0)
     z = torch.randn(8, 64, generator=rng)
     stages = objective.generator(z, y, stages=True)
-    real_images = objective.judged(x_real[:, None], objective.draw(len(y), rng))
+    real_images = objective.judged(x_real[:, None], objective.draw(Share.whole(len(y)), rng))
     real = objective.discriminator(real_images, y)
-    fake = objective.discriminator(objective.judged(stages, objective.draw(len(y), rng)), y)
+    fake = objective.discriminator(
+        objective.judged(stages, objective.draw(Share.whole(len(y)), rng)), y
+    )
     distances = [(stages[:, k] - stages[:, 2]).square().mean() for k in range(2)]
     torch.testing.assert_close(losses["g_adv"], -nn.functional.logsigmoid(fake - real).mean())
     torch.testing.assert_close(losses["consistency"], (distances[0] / 2 + distances[1]) / 2)
@@ -173,8 +176,9 @@ def test_label_weight_adds_the_cross_entropy_of_the_real_images(
 
     x_real, y = batch  # the same draws again: z, then the augmentation of the real images
     again = stream_at(*rng)
-    objective.draw_z(len(y), again)
-    images = objective.judged(x_real.unsqueeze(1), objective.draw(len(y), again))
+    everyone = Share.whole(len(y))
+    objective.draw_z(everyone, again)
+    images = objective.judged(x_real.unsqueeze(1), objective.draw(everyone, again))
     every = objective.discriminator.class_logits(objective.discriminator.tokens(images))
     torch.testing.assert_close(losses["label"], label_loss(every, y))
 
