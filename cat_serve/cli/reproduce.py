@@ -128,7 +128,8 @@ async def _still(service: Service, picture: Picture) -> bytes:
 async def _animation(service: Service, picture: Picture) -> bytes:
     """Return what POST /interpolate answers to the picture's parameters, or the frame of it that it is."""
     from cat_serve.cli.pictures import parsed
-    from cat_serve.web.interpolate import ACCEPTED, InterpolateParameters, encoded, resolve
+    from cat_serve.web.interpolate import encoded, resolve
+    from cat_serve.web.path_schemas import ACCEPTED, InterpolateParameters
 
     parameters = parsed(InterpolateParameters, picture.request, ACCEPTED)
     asked = resolve(service, parameters)

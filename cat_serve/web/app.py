@@ -25,7 +25,9 @@ from cat_serve.web import (
     generate,
     interpolate,
     openai_images,
+    openai_schemas,
     openapi,
+    path_schemas,
     permalinks,
     playground,
     problems,
@@ -90,8 +92,8 @@ def application(
         app.include_router(admin.router)
     _add_middleware(app, settings, keys)
     most = settings.max_images_per_request
-    openai = openai_images.accepted(most)
-    frames = interpolate.accepted(service.limits.most_frames)
+    openai = openai_schemas.accepted(most)
+    frames = path_schemas.accepted(service.limits.most_frames)
     elsewhere = {
         openai_images.GENERATIONS_PATH: openai,
         interpolate.PATH: frames,

@@ -97,6 +97,22 @@ def only(
     return Depends(check)
 
 
+def require_one_place(request: Request, body: object | None) -> None:
+    """Refuse parameters in the query of a request that has them in its body.
+
+    Raises:
+        InvalidInput: `query_and_body`.
+    """
+    if body is not None and request.query_params:
+        raise InvalidInput(
+            "There are parameters in the query and in the body.",
+            code="query_and_body",
+            hint="send all of them in one place",
+            got=", ".join(dict(request.query_params)),
+            accepted="the query or a JSON body",
+        )
+
+
 def require_members_once(body: bytes) -> None:
     """Refuse a JSON body in which an object has a member twice: readers differ in which of the two counts.
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Annotated, Any, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
 
@@ -12,11 +11,10 @@ from cat_serve.deadlines import Deadline
 from cat_serve.errors import InvalidInput
 from cat_serve.images import MEDIA_TYPES, Format
 from cat_serve.mixtures import class_text
-from cat_serve.observation import current
 from cat_serve.seeds import seeds_text
 from cat_serve.service import GeneratedImages
 from cat_serve.surface import ImageService
-from cat_serve.wanted import ImageRequest, Wanted
+from cat_serve.wanted import ImageRequest
 from cat_serve.web import caching, schemas
 from cat_serve.web.addresses import permalink
 from cat_serve.web.answers import (
@@ -28,7 +26,14 @@ from cat_serve.web.answers import (
     require_fits,
 )
 from cat_serve.web.asking import resolve
-from cat_serve.web.dependencies import TheDeadline, TheService, only, problems
+from cat_serve.web.dependencies import (
+    TheDeadline,
+    TheService,
+    only,
+    problems,
+    require_one_place,
+)
+from cat_serve.web.making import made_and_encoded, server_timing
 from cat_serve.web.observed import CLIENT_GONE
 
 router = APIRouter()
@@ -98,14 +103,7 @@ async def generate(
     Give the parameters in the query or as a JSON body, not both. An image is a function of model version,
     class, seed, `truncation_psi` and `stage`, whatever is made beside it: equal requests get equal bytes.
     """
-    if body is not None and request.query_params:
-        raise InvalidInput(
-            "There are parameters in the query and in the body.",
-            code="query_and_body",
-            hint="send all of them in one place",
-            got=", ".join(dict(request.query_params)),
-            accepted="the query or a JSON body",
-        )
+    require_one_place(request, body)
     parameters = body or query
     asked = resolve(service, parameters)
     form = choose_form(parameters.response, parameters.format, asked.n)
@@ -180,21 +178,20 @@ async def made(
     if done is None:
         return Response(status_code=CLIENT_GONE)
     images, (content, media_type) = done
-    own = headers(asked, images, current().encode_ms or 0.0)
+    own = headers(asked, images)
     if form in ("image", "grid") and (address := permalink(asked, image_format)) is not None:
         own["X-Permalink"] = request.scope.get("root_path", "") + address
     return Response(content, media_type=media_type, headers=own)
 
 
-def headers(asked: ImageRequest, images: GeneratedImages, encode_ms: float) -> dict[str, str]:
+def headers(asked: ImageRequest, images: GeneratedImages) -> dict[str, str]:
     """Return the headers of an answer."""
-    timing = {"queue": images.queue_ms, "generate": images.generate_ms, "encode": encode_ms}
     return {
         **_source(asked),
         "X-Model": asked.model.label,
         "X-Class": class_text(asked.mixture),
         "X-Determinism": images.determinism,
-        "Server-Timing": ", ".join(f"{stage};dur={ms:.2f}" for stage, ms in timing.items()),
+        "Server-Timing": server_timing(images),
     }
 
 
@@ -205,43 +202,3 @@ def _source(asked: ImageRequest) -> dict[str, str]:
     first = {"X-Seed": str(asked.seed)}
     in_a_row = isinstance(asked.seeds, range)
     return first if in_a_row else {**first, "X-Seeds": seeds_text(asked.seeds)}
-
-
-T = TypeVar("T")
-
-
-async def made_and_encoded(
-    request: Request,
-    service: ImageService,
-    deadline: Deadline,
-    asked: Wanted,
-    encode: Callable[[GeneratedImages], T],
-) -> tuple[GeneratedImages, T] | None:
-    """Make images and encode them in a thread; None if the client left before both was done."""
-
-    async def work() -> tuple[GeneratedImages, T]:
-        images = await service.generate(asked, deadline)
-        with current().encoding():
-            encoding = asyncio.to_thread(encode, images)
-            return images, await deadline.hold(encoding, lambda: "encode")
-
-    return await unless_gone(request, work())
-
-
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
-    """Do the work; if the client closes its connection before it is done, cancel it and return None."""
-    working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_until_gone(request))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _until_gone(request: Request) -> None:
-    """Return when the connection is closed; the body was read before."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

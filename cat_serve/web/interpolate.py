@@ -6,7 +6,6 @@ import secrets
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from cat_serve.animation import (
     ANIMATION_MEDIA_TYPES,
@@ -16,112 +15,33 @@ from cat_serve.animation import (
 )
 from cat_serve.errors import InvalidInput
 from cat_serve.images import MAX_SIDE_PX
-from cat_serve.interpolation import MIN_KEYS, Curve
+from cat_serve.interpolation import MIN_KEYS
 from cat_serve.latents import MAX_SEED
 from cat_serve.mixtures import parse_classes
-from cat_serve.observation import current
 from cat_serve.paths import Key, PathRequest
 from cat_serve.service import GeneratedImages
 from cat_serve.surface import ImageService
-from cat_serve.web import schemas
-from cat_serve.web.dependencies import TheDeadline, TheService, only, problems
-from cat_serve.web.generate import BINARY, IMAGE_HEADERS, made_and_encoded
+from cat_serve.web.dependencies import (
+    TheDeadline,
+    TheService,
+    only,
+    problems,
+    require_one_place,
+)
+from cat_serve.web.generate import BINARY, IMAGE_HEADERS, described
+from cat_serve.web.making import made_and_encoded, server_timing
 from cat_serve.web.observed import CLIENT_GONE
+from cat_serve.web.path_schemas import (
+    ACCEPTED,
+    OF_KEYS,
+    InterpolateParameters,
+    InterpolateQuery,
+    accepted,
+)
 
 router = APIRouter()
 
 PATH = "/interpolate"
-MAX_KEYS = 64
-DEFAULT_FRAMES = 32
-DEFAULT_FPS = 16
-OF_KEYS = ("class", "seed")
-SEVERAL = "; one for all key frames, or one for each"
-
-ACCEPTED = {
-    "class": schemas.ACCEPTED["class"] + SEVERAL,
-    "seed": schemas.ACCEPTED["seed"] + SEVERAL,
-    "frames": f"an integer from {MIN_KEYS} to the server's limit, which /models tells",
-    "fps": f"an integer from 1 to {MAX_FPS['webp']}, for gif to {MAX_FPS['gif']}",
-    "interpolation": "'slerp' or 'lerp'",
-    "loop": "true or false",
-    "truncation_psi": schemas.ACCEPTED["truncation_psi"],
-    "format": "'webp', 'gif' or 'zip'",
-    "model": schemas.ACCEPTED["model"],
-}
-
-
-def accepted(most_frames: int) -> dict[str, str]:
-    """Return what each parameter accepts on a server with this limit."""
-    return {**ACCEPTED, "frames": f"an integer from {MIN_KEYS} to {most_frames}"}
-
-
-def _as_list(value: object) -> object:
-    return value if isinstance(value, list) or value is None else [value]
-
-
-ClassOfKey = Annotated[
-    schemas.ClassText, Field(min_length=1, max_length=schemas.MAX_NAME_CHARACTERS)
-]
-SeedOfKey = Annotated[int, schemas.INTEGER, Field(ge=0, le=MAX_SEED)]
-
-
-def _true_or_false(value: object) -> object:
-    if isinstance(value, str) and value.lower() not in ("true", "false"):
-        raise ValueError("neither true nor false")
-    return value
-
-
-class InterpolateQuery(BaseModel):
-    """Key frames and the way between them, in the query: `class=7&class=9&seed=1`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    class_: Annotated[list[ClassOfKey] | None, BeforeValidator(_as_list)] = Field(
-        None,
-        alias="class",
-        min_length=1,
-        max_length=MAX_KEYS,
-        description="**Required.** One class for all key frames, or one for each; by index or name, or as a mixture.",
-        examples=[["7", "9"]],
-    )
-    seed: Annotated[list[SeedOfKey] | None, BeforeValidator(_as_list)] = Field(
-        None,
-        min_length=1,
-        max_length=MAX_KEYS,
-        description="One seed for all key frames, or one for each. If absent, one is drawn.",
-        examples=[[1, 2]],
-    )
-    frames: Annotated[int, schemas.INTEGER] = Field(
-        DEFAULT_FRAMES,
-        ge=MIN_KEYS,
-        description="Of the whole animation. Every key frame is one of them; the others lie evenly between.",
-    )
-    fps: Annotated[int, schemas.INTEGER] = Field(
-        DEFAULT_FPS, ge=1, le=MAX_FPS["webp"], description="Frames a second; of a gif at most 50."
-    )
-    interpolation: Curve = Field(
-        "slerp",
-        description="Of the latents: `slerp` on a great circle, which keeps them typical; `lerp` in a straight line.",
-    )
-    loop: Annotated[bool, BeforeValidator(_true_or_false)] = Field(
-        False, description="Go back to the first key frame, and play for ever; else once."
-    )
-    truncation_psi: Annotated[float, schemas.REAL] = Field(1.0, ge=0, le=1, allow_inf_nan=False)
-    format: AnimationFormat = Field(
-        "webp", description="`webp` is lossless, `gif` has a palette, `zip` holds one PNG a frame."
-    )
-    model: str | None = Field(None, min_length=1, max_length=schemas.MAX_NAME_CHARACTERS)
-
-
-class InterpolateParameters(InterpolateQuery):
-    """Key frames and the way between them, as a JSON body."""
-
-    model_config = ConfigDict(strict=True, json_schema_extra={
-        "examples": [{"class": 7, "seed": [1, 2], "frames": 48, "loop": True},
-                     {"class": ["sneaker", "ankle boot"], "seed": 1, "fps": 24, "format": "gif"}],
-    })  # fmt: skip
-
-
 HEADERS = {
     **{name: text for name, text in IMAGE_HEADERS.items() if name not in ("X-Seed", "X-Class")},
     "X-Seed": "seed of every key frame, with semicolons between",
@@ -131,9 +51,7 @@ HEADERS = {
 ANSWER: dict[str, Any] = {
     "description": "The animation. WebP says in EXIF, GIF in its comment and every PNG of a zip how it was made.",
     "content": dict.fromkeys(ANIMATION_MEDIA_TYPES.values(), BINARY),
-    "headers": {
-        name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()
-    },
+    "headers": described(HEADERS),
 }
 
 
@@ -156,14 +74,7 @@ async def interpolate(
     Between key frames of different classes the class is a mixture, from the one to the other in equal steps.
     A key frame is the image that /generate makes of its class and seed.
     """
-    if body is not None and request.query_params:
-        raise InvalidInput(
-            "There are parameters in the query and in the body.",
-            code="query_and_body",
-            hint="send all of them in one place",
-            got=", ".join(dict(request.query_params)),
-            accepted="the query or a JSON body",
-        )
+    require_one_place(request, body)
     parameters = body or query
     asked = resolve(service, parameters)
     done = await made_and_encoded(
@@ -173,7 +84,7 @@ async def interpolate(
         return Response(status_code=CLIENT_GONE)
     images, content = done
     media_type = ANIMATION_MEDIA_TYPES[parameters.format]
-    own = headers(asked, images, current().encode_ms or 0.0)
+    own = headers(asked, images)
     return Response(content, media_type=media_type, headers=own)
 
 
@@ -287,15 +198,14 @@ def encoded(asked: PathRequest, images: GeneratedImages, parameters: Interpolate
     )
 
 
-def headers(asked: PathRequest, images: GeneratedImages, encode_ms: float) -> dict[str, str]:
+def headers(asked: PathRequest, images: GeneratedImages) -> dict[str, str]:
     """Return the headers of an answer."""
     facts = asked.facts()
-    timing = {"queue": images.queue_ms, "generate": images.generate_ms, "encode": encode_ms}
     return {
         "X-Seed": ";".join(map(str, facts["seed"])),
         "X-Class": ";".join(map(str, facts["class"])),
         "X-Model": asked.model.label,
         "X-Frames": str(len(asked)),
         "X-Determinism": images.determinism,
-        "Server-Timing": ", ".join(f"{stage};dur={ms:.2f}" for stage, ms in timing.items()),
+        "Server-Timing": server_timing(images),
     }

@@ -12,12 +12,12 @@ from cat_serve.web.asking import LARGEST
 from cat_serve.web.authorization import OPEN_PATHS
 from cat_serve.web.dependencies import openai_problems, problems
 from cat_serve.web.openai_errors import PREFIX
+from cat_serve.web.path_schemas import OF_KEYS
 from cat_serve.web.schemas import CLASS_FORMAT, MAX_NAME_CHARACTERS, SEEDS_FORMAT
 
 SCHEMAS = "#/components/schemas/"
 NULL = {"type": "null"}
 MOST_IN_EXAMPLE = 11  # seeds, as in 0-9,42
-OF_KEYS = ("class", "seed")  # of /interpolate
 FASTAPI_ERROR = "HTTPValidationError"
 REQUIRED = {
     "GenerateParameters": "class",
