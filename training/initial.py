@@ -1,9 +1,15 @@
-"""Start a run from the weights of another one, on other data."""
+"""Start a run from the weights of another one, on other data.
+
+What belongs to a class follows its name. A class that the old model knew keeps its row of the generator's class
+embedding, of `w_avg` and of the discriminator's label embedding, wherever it stands now: before the first step it
+looks as it did. A new class gets rows drawn from the spread of the old ones, so that both networks see an embedding
+of the kind that they were trained on, and the `w_avg` that its embedding has in the mapping network.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +22,12 @@ from cat_serve.files import sha256_of
 from cat_serve.model.checkpoint import Checkpoint, load_checkpoint, read_safetensors
 from cat_serve.model.generator import Generator
 from training.discriminator import Discriminator
+from training.streams import stream_at
 
 OF_CLASSES = ("mapping.class_embedding", "w_avg", "label_embedding.embedding")  # one row per class
+DRAWN_STD = 0.02  # of embeddings that are not trained
+W_AVG_SAMPLES = 1024
+SHOWN = 5
 SAME_WEIGHTS = (
     "num_classes",
     "attention",
@@ -61,25 +71,35 @@ class Initial:
         }
         return cls(path, checkpoint, discriminator, identity)
 
-    def fill(self, generator: Generator, discriminator: Discriminator) -> None:
+    def fill(
+        self,
+        generator: Generator,
+        discriminator: Discriminator,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
         """Copy the weights, and print what was taken and what is new.
 
-        Rows of classes are kept as they were drawn where the number of classes differs.
+        Args:
+            class_names: of the data; by default those of the checkpoint, in its order.
 
         Raises:
             CheckpointError: another architecture; the settings that differ are named.
         """
         taken = self.checkpoint.generator
+        rows = _rows_by_name(self.checkpoint.class_names, class_names)
         settings = taken.config.to_dict()
         self._require_same(settings, generator.config.to_dict(), "generator")
-        new = _copy(generator, taken.state_dict())
-        _say(f"generator from {self.path}", new)
+        _copy(generator, taken.state_dict(), rows)
+        _estimate_w_avg(generator, [row for row, old in enumerate(rows) if old is None])
+        _say(f"generator from {self.path}")
+        _say_classes(rows, class_names or self.checkpoint.class_names)
         if self.discriminator is None:
-            _say(f"no discriminator beside {self.path}: a new one", ())
+            _say(f"no discriminator beside {self.path}: a new one")
             return
         settings, tensors = dict(self.discriminator[0]), self.discriminator[1]
         self._require_same(settings, discriminator.config.to_dict(), "discriminator")
-        _say("discriminator from beside it", _copy(discriminator, tensors))
+        _copy(discriminator, tensors, rows)
+        _say("discriminator from beside it")
 
     def _require_same(self, saved: dict[str, Any], wanted: dict[str, Any], part: str) -> None:
         keys = [key for key in wanted if key not in SAME_WEIGHTS]
@@ -92,26 +112,54 @@ class Initial:
             )
 
 
-def _say(what: str, new: tuple[str, ...]) -> None:
-    print(
-        f"{what}{f'; new for other classes: {chr(44).join(new)}' if new else ''}", file=sys.stderr
-    )
+def _say(what: str) -> None:
+    print(what, file=sys.stderr)
+
+
+def _say_classes(rows: Sequence[int | None], names: Sequence[str]) -> None:
+    new = [name for row, name in zip(rows, names, strict=True) if row is None]
+    if new:
+        named = ", ".join(new[:SHOWN]) + (", ..." if len(new) > SHOWN else "")
+        _say(f"{len(rows) - len(new)} classes are known by their names, {len(new)} are new: {named}")
+
+
+def _rows_by_name(old: Sequence[str], new: Sequence[str] | None) -> list[int | None]:
+    """Return for every class its row in the old model; None if it had none."""
+    if new is None:
+        return list(range(len(old)))
+    at = {name: row for row, name in reversed(list(enumerate(old)))}  # of equal names the first
+    return [at.get(name) for name in new]
 
 
 @torch.no_grad()
-def _copy(module: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Copy tensors into `module`; return the names of those that keep their drawn values.
+def _copy(module: nn.Module, tensors: Mapping[str, Tensor], rows: Sequence[int | None]) -> None:
+    """Copy tensors into `module`, those with a row for each class row by row.
 
     Raises:
         CheckpointError: names or shapes that do not fit.
     """
-    own = module.state_dict()
-    new = tuple(
-        key for key in OF_CLASSES
-        if key in own and key in tensors and own[key].shape != tensors[key].shape
-    )  # fmt: skip
+    of_classes = {key: _rearranged(tensors[key], rows, key) for key in OF_CLASSES if key in tensors}
     try:
-        module.load_state_dict({**tensors, **{key: own[key] for key in new}})
+        module.load_state_dict({**tensors, **of_classes})
     except RuntimeError as error:
         raise CheckpointError(f"The weights to start from do not fit: {error}") from error
-    return new
+
+
+def _rearranged(old: Tensor, rows: Sequence[int | None], key: str) -> Tensor:
+    """Return [len(rows), ...]: old rows where they are named, the others from N(mean, std) of the old ones."""
+    noise = torch.randn(len(rows), *old.shape[1:], generator=stream_at(0, key, 0)).to(old)
+    std = old.std(0, correction=0) if len(old) > 1 else DRAWN_STD
+    made = old.mean(0) + std * noise
+    for row, before in enumerate(rows):
+        if before is not None:
+            made[row] = old[before]
+    return made
+
+
+@torch.no_grad()
+def _estimate_w_avg(generator: Generator, classes: Sequence[int]) -> None:
+    """Set `w_avg` of some classes to the mean of w over many z, which training's running mean would approach."""
+    z = torch.randn(W_AVG_SAMPLES, generator.config.z_dim, generator=stream_at(0, "w_avg", 0))
+    for row in classes:
+        w = generator.mapping(z, torch.full((W_AVG_SAMPLES,), row))
+        generator.w_avg[row] = w.mean(0)

@@ -86,7 +86,7 @@ class Run:
         self.discriminator = Discriminator(config.discriminator)
         resumed = self.state_path.exists()
         if self.initial and not resumed:
-            self.initial.fill(self.generator, self.discriminator)
+            self.initial.fill(self.generator, self.discriminator, data.index.class_names)
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
         width = config.discriminator.width
         self.alignment = open_alignment(
