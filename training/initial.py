@@ -120,7 +120,9 @@ def _say_classes(rows: Sequence[int | None], names: Sequence[str]) -> None:
     new = [name for row, name in zip(rows, names, strict=True) if row is None]
     if new:
         named = ", ".join(new[:SHOWN]) + (", ..." if len(new) > SHOWN else "")
-        _say(f"{len(rows) - len(new)} classes are known by their names, {len(new)} are new: {named}")
+        _say(
+            f"{len(rows) - len(new)} classes are known by their names, {len(new)} are new: {named}"
+        )
 
 
 def _rows_by_name(old: Sequence[str], new: Sequence[str] | None) -> list[int | None]:

@@ -86,22 +86,35 @@ def _require_one_layout(place: Path, labelled: set[bool], classes: dict[str, lis
 
 @dataclass
 class _Shard:
-    """The images and labels of one tar, each under its key: its path up to the first dot of its name."""
+    """The images of one tar, and the labels by key: the path up to the first dot of a name."""
 
     name: str
-    pictures: dict[str, Listed]
+    pictures: list[Listed]
     labels: dict[str, str]
 
     def images(self) -> Iterator[tuple[str, Listed]]:
-        """Yield (label, image); without any labels, the tar's own name is the label."""
-        own = PurePosixPath(self.name).stem
-        for key, image in self.pictures.items():
-            label = self.labels.get(key) if self.labels else own
-            if label is None:
+        """Yield (label, image); without any labels, the tar's own name is the label.
+
+        Beside labels, `KEY.seg.png` is no photograph but another part of the sample, as webdataset has it.
+        """
+        for image in self.pictures:
+            key, suffix = _key(image.name.removeprefix(f"{self.name}/"))
+            if not self.labels:
+                yield PurePosixPath(self.name).stem, image
+            elif key in self.labels:
+                if "." not in suffix:
+                    yield self.labels[key], image
+            else:
                 raise DataError(
                     f"{image.name} has no label.", hint=f"put {key}.cls beside it in the tar"
                 )
-            yield label, image
+
+
+def _key(name: str) -> tuple[str, str]:
+    """Split at the first dot of the file's name: `a.b/c.d.e` is (`a.b/c`, `d.e`)."""
+    path = PurePosixPath(name)
+    key, _, suffix = path.name.partition(".")
+    return str(path.with_name(key)), suffix.lower()
 
 
 def _shards(tar: Path) -> Iterator[_Shard]:
@@ -127,7 +140,7 @@ def _walk(
     stream: BinaryIO, container: str, name: str, changed_ns: int, end: int
 ) -> Iterator[_Shard]:
     """Walk the tar that begins where the stream stands; offsets are those of the stream."""
-    shard, inner = _Shard(name, {}, {}), []
+    shard, inner = _Shard(name, [], {}), []
     with tarfile.open(fileobj=stream, mode="r:") as archive:
         for member in archive:
             path = PurePosixPath(member.name)
@@ -135,16 +148,14 @@ def _walk(
                 raise tarfile.ReadError(f"it ends inside {member.name}")
             if not member.isfile() or path.name.startswith("."):
                 continue
-            key, _, suffix = path.name.partition(".")
-            key = str(path.with_name(key))
+            key, suffix = _key(member.name)
             if path.suffix == SUFFIX:
                 inner.append(member)
             elif is_image_name(path.name):
-                shard.pictures[key] = Listed(
-                    f"{name}/{member.name}", member.size, changed_ns, container, member.offset_data
-                )
-            elif suffix.lower() in LABEL_SUFFIXES:
-                _note_label(shard, key, suffix.lower(), archive, member)
+                listed = (f"{name}/{member.name}", member.size, changed_ns)
+                shard.pictures.append(Listed(*listed, container, member.offset_data))
+            elif suffix in LABEL_SUFFIXES:
+                _note_label(shard, key, suffix, archive, member)
     if shard.pictures or not inner:
         yield shard
     for member in inner:

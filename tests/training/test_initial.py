@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from cat_serve.errors import CheckpointError, InvalidInput
 from cat_serve.model.checkpoint import load_checkpoint, read_safetensors
 from training.config import TrainConfig
 from training.data import Latents
+from training.discriminator import Discriminator, DiscriminatorConfig
+from training.initial import _rearranged
 from training.loop import Run
 from training.prepare import prepare
 from training.sources import ArraySource
@@ -71,25 +74,111 @@ def start(
 CLASS_ROWS = {"mapping.class_embedding", "w_avg", "label_embedding.embedding"}
 
 
-def test_weights_are_taken_and_rows_of_classes_are_new(
+def test_weights_are_taken_and_rows_of_unknown_classes_are_new(
     start: StartRun, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, drawn = start(source), start(None, "drawn")
+    run = start(source)
     generator = load_checkpoint(source).generator.state_dict()
     _, discriminator = read_safetensors(source.with_name("tiny.discriminator.safetensors"))
-    for module, fresh, tensors in (
-        (run.generator, drawn.generator, generator),
-        (run.ema, drawn.ema, generator),
-        (run.discriminator, drawn.discriminator, discriminator),
+    for module, tensors in (
+        (run.generator, generator),
+        (run.ema, generator),
+        (run.discriminator, discriminator),
     ):
         for key, tensor in module.state_dict().items():
-            expected = fresh.state_dict()[key] if key in CLASS_ROWS else tensors[key]
-            assert torch.equal(tensor, expected), key
+            if key in CLASS_ROWS:
+                assert len(tensor) == 3
+                assert not any(torch.equal(new, old) for new in tensor for old in tensors[key])
+            else:
+                assert torch.equal(tensor, tensors[key]), key
     assert run.nimg == 0
     assert not run.generator_optimizer.state
     error = capsys.readouterr().err
-    assert f"generator from {source}; new for other classes: mapping.class_embedding,w_avg" in error
-    assert "discriminator from beside it; new for other classes: label_embedding" in error
+    assert f"generator from {source}\n" in error
+    assert "0 classes are known by their names, 3 are new: a, b, c" in error
+    assert "discriminator from beside it" in error
+
+
+# --- classes are added ---------------------------------------------------------------------------
+
+KNOWN = ("bag", "new", "dress", "other new", "sandal")  # not in the order of Fashion-MNIST
+
+
+@pytest.fixture(scope="module")
+def extended(
+    make_config: ConfigFactory,
+    photographs: tuple[np.ndarray, np.ndarray],
+    vae_folder: Path,
+    source: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Run:
+    """A run that begins at the trained model, on three of its classes and two new ones, same VAE."""
+    out = tmp_path_factory.mktemp("data") / "extended"
+    drawn = ArraySource(photographs[0], photographs[1] % 5, KNOWN, {"dataset": "drawn"})
+    prepare(vae_folder, drawn, out)
+    config = make_config().fitted(5, 8, 8)
+    return Run(config, Latents(out), vae_folder, out.with_name("run"), initial=source)
+
+
+def old_rows(source: Path) -> list[int | None]:
+    names = load_checkpoint(source).class_names
+    return [names.index(name) if name in names else None for name in KNOWN]
+
+
+@pytest.mark.parametrize("psi", [0.0, 0.6, 1.0])
+def test_known_classes_look_as_they_did(extended: Run, source: Path, psi: float) -> None:
+    """Every stage of every known class, at its new index; new classes are none of them."""
+    before = load_checkpoint(source).generator
+    z = torch.randn(4, before.config.z_dim, generator=torch.Generator().manual_seed(1))
+    truncation = torch.full((4,), psi)
+    old = old_rows(source)
+    assert [row is None for row in old] == [False, True, False, True, False]
+    for row, was in enumerate(old):
+        now = extended.ema(z, torch.full((4,), row), truncation)
+        if was is not None:
+            expected = before(z, torch.full((4,), was), truncation)
+            torch.testing.assert_close(now, expected, rtol=0, atol=0)
+        else:
+            others = [before(z, torch.full((4,), k), truncation) for k in range(10)]
+            assert all((now - other).abs().mean() > 1e-5 for other in others)
+
+
+def test_discriminator_judges_known_classes_as_it_did(extended: Run, source: Path) -> None:
+    description, tensors = read_safetensors(source.with_name("tiny.discriminator.safetensors"))
+    config = DiscriminatorConfig.from_dict(description["discriminator"])
+    before = Discriminator(config).eval()
+    before.load_state_dict(tensors)
+    full = torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(2))
+    images = [functional.interpolate(full, size=scale, mode="area") for scale in config.scales]
+    now = extended.discriminator.eval()
+    for row, was in enumerate(old_rows(source)):
+        if was is not None:
+            got = now(images, torch.full((2,), row))
+            expected = before(images, torch.full((2,), was))
+            torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+def test_new_rows_are_of_the_kind_of_the_old_ones() -> None:
+    """Same mean and spread in every direction, all different, and the same whenever they are drawn."""
+    old = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 9) + 5
+    rows = [*range(50), *(None for _ in range(2000))]
+    made = _rearranged(old, rows, "x")
+    assert torch.equal(made[:50], old)
+    torch.testing.assert_close(made[50:].mean(0), old.mean(0), rtol=0.1, atol=0.4)
+    torch.testing.assert_close(made[50:].std(0), old.std(0), rtol=0.1, atol=0)
+    assert torch.equal(made, _rearranged(old, rows, "x"))
+    assert len(made.unique(dim=0)) == len(made)
+    alone = _rearranged(old[:1], [0, None, None], "x")
+    assert not torch.equal(alone[1], alone[2])
+
+
+def test_w_avg_of_a_new_class_is_the_mean_of_its_w(extended: Run) -> None:
+    z = torch.randn(4000, 64, generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        w = extended.generator.mapping(z, torch.full((4000,), 1))
+    spread = w.std(0) / 1024**0.5
+    assert ((extended.generator.w_avg[1] - w.mean(0)).abs() < 6 * spread).all()
+    assert extended.generator.w_avg[1].abs().max() > 0
 
 
 def test_same_classes_keep_everything(
