@@ -58,8 +58,16 @@ def experiments(minutes: float, out: Path) -> Mapping[str, Experiment]:
     return dict(zip(NAMES, every, strict=True))
 
 
-async def run(chosen: Mapping[str, Experiment], progress: Progress) -> dict[str, Result]:
-    """Run one after the other; one that breaks off is a broken promise, and the others go on."""
+async def run(
+    chosen: Mapping[str, Experiment],
+    progress: Progress,
+    save: Callable[[Mapping[str, Result]], None],
+) -> dict[str, Result]:
+    """Run one after the other; one that breaks off is a broken promise, and the others go on.
+
+    Args:
+        save: called with all results so far after each.
+    """
     from benchmarks.chaos.results import Promise, Result
 
     results = {}
@@ -73,6 +81,7 @@ async def run(chosen: Mapping[str, Experiment], progress: Progress) -> dict[str,
             promise = Promise("the experiment comes to its end", False, said, "its end")
             result = Result(name, (promise,), time.perf_counter() - began_s)
         results[name] = replace(result, measured=time.strftime("%Y-%m-%d %H:%M", time.gmtime()))
+        save(results)
         progress.end("held" if result.passed else f"BROKEN: {'; '.join(result.broken)}")
     return results
 
@@ -84,12 +93,18 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
     every = experiments(arguments.minutes, arguments.out)
     chosen = {name: every[name] for name in arguments.only or NAMES}
     began_s = time.perf_counter()
-    with Progress(len(chosen)) as progress:
-        made = asyncio.run(run(chosen, progress))
-    known = {**(kept(arguments.out) if arguments.only else {}), **made}
-    every_result = {name: known[name] for name in NAMES if name in known}
+    before = kept(arguments.out) if arguments.only else {}
+
+    def in_order(made: Mapping[str, Result]) -> dict[str, Result]:
+        known = {**before, **made}
+        return {name: known[name] for name in NAMES if name in known}
+
     facts = circumstances()
-    write(every_result, facts, arguments.out)
+    with Progress(len(chosen)) as progress:
+        made = asyncio.run(
+            run(chosen, progress, lambda so_far: write(in_order(so_far), facts, arguments.out))
+        )
+    every_result = in_order(made)
     results = list(every_result.values())
     if arguments.document is not None:
         fill(arguments.document, tables(results, facts))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import random
 import sys
 import time
@@ -21,6 +22,7 @@ from typing import Any
 import aiohttp
 
 TIMEOUT_S = 120.0
+PROBE_S = 0.5
 
 
 class Log:
@@ -28,6 +30,7 @@ class Log:
 
     def __init__(self, url: str, client: aiohttp.ClientSession) -> None:
         self.rows: list[list[float]] = []
+        self.probes_s: list[float] = []
         self._url = url
         self._client = client
         self._began_s = time.perf_counter()
@@ -46,6 +49,16 @@ class Log:
             pass
         self.rows.append([due_s, sent_s, self.now(), status])
 
+    async def probe(self) -> None:
+        """Ask /healthz again and again: how long the least answer takes that this machine can give meanwhile."""
+        while True:
+            began_s = self.now()
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+                async with self._client.get(f"{self._url}/healthz") as answer:
+                    await answer.read()
+                self.probes_s.append(self.now() - began_s)
+            await asyncio.sleep(PROBE_S)
+
 
 async def due(rate: float, seconds: float, log: Log, rng: random.Random) -> AsyncIterator[float]:
     """Yield the moments of a Poisson process, each when it has come; those that were missed come at once."""
@@ -62,6 +75,7 @@ async def send(arguments: argparse.Namespace) -> dict[str, Any]:
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as client:
         log = Log(arguments.url, client)
+        probing = asyncio.create_task(log.probe())
         async with asyncio.TaskGroup() as group:
             if arguments.rate is not None:
                 async for at_s in due(arguments.rate, arguments.seconds, log, rng):
@@ -70,7 +84,13 @@ async def send(arguments: argparse.Namespace) -> dict[str, Any]:
                 for _ in range(arguments.outstanding):
                     group.create_task(_again_and_again(log, arguments.seconds, rng))
         wall_s = log.now()
-    return {"cpu_s": time.process_time(), "wall_s": wall_s, "requests": log.rows}
+        probing.cancel()
+    return {
+        "cpu_s": time.process_time(),
+        "wall_s": wall_s,
+        "requests": log.rows,
+        "probes_s": log.probes_s,
+    }
 
 
 async def _again_and_again(log: Log, seconds: float, rng: random.Random) -> None:

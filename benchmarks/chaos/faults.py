@@ -23,7 +23,7 @@ from benchmarks.chaos.triton import OF_ALL, OF_ONE, Fault, Victim, flags_for, vi
 
 CLIENTS = 6
 RECOVER_S = 15.0  # an endpoint that is down is looked at every 5 s at the longest
-CALM_S = 2.0
+CALM_S, CALM_MOST = 1.0, 30  # afterwards so often, until there were images
 
 Digests = dict[tuple[str, str], str]
 
@@ -63,7 +63,10 @@ async def survive(
         ready = await _ready_again(server, len(made))
     recovered_s = time.perf_counter() - ended_s if ready else None
     async with asking(server.url, OVER_TRITON, after, CLIENTS, seed=len(digests)):
-        await asyncio.sleep(CALM_S)
+        for _ in range(CALM_MOST):
+            await asyncio.sleep(CALM_S)
+            if after.statuses[200] >= CLIENTS:
+                break
     refused = sum(count for status, count in during.statuses.items() if status in excused)
     return Survived(name, _joined(during, after), recovered_s, refused, after.statuses[200])
 

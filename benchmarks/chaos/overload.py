@@ -39,6 +39,7 @@ class Arrivals:
     rows: list[list[float]]
     wall_s: float
     cpu_s: float
+    probes_s: tuple[float, ...] = ()
 
     def latencies_ms(self, status: int) -> list[float]:
         return [1e3 * (ended - due) for due, _, ended, got in self.rows if got == status]
@@ -68,7 +69,7 @@ async def arrivals(url: str, *arguments: str) -> Arrivals:
     if process.returncode != 0:
         raise RuntimeError(f"the load generator ended with {process.returncode}")
     found: dict[str, Any] = json.loads(out.decode().splitlines()[-1])
-    return Arrivals(found["requests"], found["wall_s"], found["cpu_s"])
+    return Arrivals(found["requests"], found["wall_s"], found["cpu_s"], tuple(found["probes_s"]))
 
 
 async def overload(seconds: float, folder: Path) -> Result:
@@ -98,7 +99,8 @@ async def overload(seconds: float, folder: Path) -> Result:
         time.perf_counter() - began_s,
         len(sent),
         lost,
-        load=f"{len(flood.rows) / flood.wall_s:.1f} requests/s, capacity {rate:.2f}/s",
+        load=f"{len(flood.rows) / flood.wall_s:.1f} requests/s, capacity {rate:.2f}/s; "
+        f"/healthz meanwhile {1e3 * percentile(flood.probes_s, 0.99):.0f} ms at p99",
         figures=_figures(alone, full, flood),
     )
 
@@ -124,6 +126,7 @@ def _figures(alone: Arrivals, full: Arrivals, flood: Arrivals) -> dict[str, Any]
         "refused_p50_p99_ms": [percentile(flood.answered_ms(TOO_MANY), q) for q in (0.5, 0.99)],
         "refused_since_due_p99_ms": percentile(flood.latencies_ms(TOO_MANY), 0.99),
         "accepted_and_refused": [len(flood.latencies_ms(status)) for status in (ACCEPTED, TOO_MANY)],
+        "healthz_p50_p99_ms": [1e3 * percentile(flood.probes_s, q) for q in (0.5, 0.99)],
         "generator_cpu_share": flood.cpu_s / flood.wall_s,
         "generator_late_p99_ms": percentile(flood.late_ms, 0.99),
     }  # fmt: skip
