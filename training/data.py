@@ -68,8 +68,8 @@ class Index:
 class Latents:
     """All moments, read from their shards; every visit draws mean + std * n, then standardises each channel.
 
-    Shards are mapped, but rows are read with `preadv`: five times the rows of a mapping from a cold disk, which
-    reads pages around each, twice from memory, and without Python's lock, so that threads can read ahead.
+    Shards are opened as maps, but rows are read with `preadv`: a map reads 128 kB around every row of 16, which costs
+    ten times the time on a cold disk (`benchmarks/loading.py`), and holds Python's lock while it waits.
     """
 
     def __init__(self, folder: Path) -> None:

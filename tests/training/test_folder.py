@@ -44,6 +44,20 @@ def test_links_that_go_round_end(write_images: WriteImages) -> None:
     assert ImageFolder(root, 16).files == ("a/1.png", "b/1.png")
 
 
+def test_linked_classes_and_images_are_followed_and_dead_links_left_out(
+    write_images: WriteImages,
+) -> None:
+    elsewhere = write_images("far/1.png", "far/deep/2.png")
+    root = write_images("a/1.png", "b/1.png")
+    (root / "c").symlink_to(elsewhere / "far", target_is_directory=True)
+    (root / "a" / "linked.png").symlink_to(elsewhere / "far" / "1.png")
+    (root / "b" / "gone.png").symlink_to(root / "nowhere.png")
+    source = ImageFolder(root, 16)
+    assert source.files == ("a/1.png", "a/linked.png", "b/1.png", "c/1.png", "c/deep/2.png")
+    assert source.class_names == ("a", "b", "c")
+    assert all(each.pixels is not None for each in source.read(np.arange(5)))
+
+
 def test_tree_of_imagenet_is_entered_at_train(write_images: WriteImages) -> None:
     root = write_images("train/n02/a.JPEG", "train/n01/a.JPEG", "val/n01/b.JPEG")
     source = ImageFolder(root, 16)
