@@ -24,13 +24,14 @@ from training.discriminator import Discriminator
 from training.ema import ema_decay, update_ema
 from training.engine import Engine
 from training.initial import Initial
+from training.loader import AHEAD, Loader
 from training.objective import Objective, frozen
 from training.photographs import open_photographs
 from training.preview import save_previews
 from training.representation import open_alignment
 from training.runlog import RunLog, summary_writer
 from training.state import load_state, moments, restore_moments, save_state
-from training.streams import shuffled_indices, stream_at
+from training.streams import stream_at
 
 CLIP_NORM = 1.0
 BETAS = (0.0, 0.99)
@@ -93,6 +94,11 @@ class Run:
             config.representation, width, teacher_weights, str(self.engine.device)
         )
         self.photographs = open_photographs(data, photographs) if self.alignment else None
+        on_gpu = self.engine.device.type == "cuda"  # the CPU would only wait for itself
+        self.loader = Loader(
+            data, config.seed, config.batch_size, self.share.rows, self.photographs,
+            ahead=AHEAD if on_gpu else 0, pin=on_gpu,
+        )  # fmt: skip
         self.critic = nn.ModuleDict({"discriminator": self.discriminator})  # what D's step trains
         if self.alignment:
             self.critic["projector"] = self.alignment.projector
@@ -158,14 +164,12 @@ class Run:
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return this process's share of the next batch: latents, labels, photographs for a teacher."""
-        seed, position, rows = self.config.seed, self.nimg, self.share.rows
-        index = shuffled_indices(seed, len(self.data), position, self.config.batch_size)
-        x_real, y = self.data.batch(index, stream_at(seed, "posterior", position), rows)
-        photographs = self.photographs.batch(index[rows]) if self.photographs else None
-        device = self.engine.device
+        batch, device = self.loader.at(self.nimg), self.engine.device
+        x_real = batch.x_real.to(device, self.generator.w_avg.dtype, non_blocking=True)
+        photographs = batch.photographs
         if photographs is not None:
-            photographs = photographs.to(device)
-        return x_real.to(self.generator.w_avg), y.to(device), photographs
+            photographs = photographs.to(device, non_blocking=True)
+        return x_real, batch.y.to(device, non_blocking=True), photographs
 
     def _set_learning_rates(self) -> None:
         config, factor = self.config, self.config.lr_factor(self.nimg)
@@ -207,6 +211,7 @@ class Run:
         last_state = mark
         with (
             self._log() as log,
+            self.loader,
             tqdm(
                 total=total,
                 initial=self.nimg,

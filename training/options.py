@@ -108,11 +108,14 @@ def _destination(option: Option) -> str:
     return "set_" + option.flag[2:].replace("-", "_")
 
 
-def resolve_config(arguments: argparse.Namespace, index: Index) -> TrainConfig:
-    """Return the preset as the data make it, with the settings that were given."""
-    from training.presets import preset_for_data
+def resolve_config(arguments: argparse.Namespace, index: Index | None) -> TrainConfig:
+    """Return the preset as the data make it (without any: as it is), with the settings that were given."""
+    from training.presets import preset_for_data, train_preset
 
-    config = preset_for_data(arguments.preset, index)
+    if index is None:
+        config = train_preset(arguments.preset)
+    else:
+        config = preset_for_data(arguments.preset, index)
     given = {o.setting: getattr(arguments, _destination(o)) for o in OPTIONS}
     given |= {f"{part}.width": arguments.width for part in ("generator", "discriminator")}
     if given["gamma"] is not None:

@@ -16,6 +16,7 @@ from training.discriminator import DiscriminatorConfig
 from training.representation import Representation
 
 IMAGENET_NIMG = 1_281_167
+FASHION_NIMG = 60_000
 
 # ImageNet at 256 px: a discriminator of size B for every generator, DINOv2 as teacher; 40 epochs, H 60.
 # preset          generator  epochs
@@ -94,6 +95,17 @@ def train_preset(name: str) -> TrainConfig:
             total_nimg=epochs * IMAGENET_NIMG,
         )
     raise InvalidInput(f"No training preset {name!r}.", hint=f"presets: {', '.join(PRESETS)}")
+
+
+def preset_nimg(name: str) -> int:
+    """Return how many images the data set of a preset has.
+
+    Raises:
+        InvalidInput: the preset is for data of one's own.
+    """
+    if name == "folder":
+        raise InvalidInput("The preset folder is for any data.", hint="name them with --data")
+    return FASHION_NIMG if name == "fashion-32" else IMAGENET_NIMG
 
 
 PRESETS = ("fashion-32", "folder", *_IMAGENET)

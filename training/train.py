@@ -19,6 +19,7 @@ import os
 import sys
 from pathlib import Path
 
+from cat_serve.errors import InvalidInput
 from training.options import (
     add_config_arguments,
     add_runtime_arguments,
@@ -34,16 +35,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--preset", required=True,
         help="fashion-32; cat-{s,b,m,l,xl,h}2-256 (classes follow the data); folder (everything does)",
     )  # fmt: skip
-    parser.add_argument("--data", type=Path, required=True, help="folder made by training.prepare")
+    parser.add_argument("--data", type=Path, help="folder made by training.prepare")
     parser.add_argument(
         "--vae",
         type=Path,
-        required=True,
         help="the VAE that encoded the data: diffusers' folder, or a checkpoint",
     )
     parser.add_argument(
-        "--run", type=Path, required=True, help="folder for everything the run writes"
-    )
+        "--run", "--run-folder", type=Path, dest="run",
+        help="folder for everything the run writes (torchrun takes --run for one of its own: --run-folder)",
+    )  # fmt: skip
     parser.add_argument(
         "--from", dest="initial", type=Path, metavar="CHECKPOINT",
         help="start from its weights (other data and classes are fine), its discriminator if it lies beside it",
@@ -62,6 +63,13 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write curves and pictures to RUN/tensorboard too",
     )
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="say sizes, GMACs, memory, steps and FLOPs, and write nothing; works without data and VAE too",
+    )  # fmt: skip
+    parser.add_argument(
+        "--processes", type=int, default=1, help="of the run that --dry-run is about (default: 1)"
+    )
     return parser
 
 
@@ -76,17 +84,48 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def work(arguments: argparse.Namespace) -> dict[str, object]:
+    """Train, or say what training would be; return what to report."""
+    from training.presets import train_preset
+
+    train_preset(arguments.preset)  # a wrong name is said before anything is read
+    if arguments.dry_run:
+        return dry_run(arguments)
+    needed = ("data", "vae", "run")
+    if missing := [f"--{name}" for name in needed if getattr(arguments, name) is None]:
+        raise InvalidInput(
+            f"Training needs {', '.join(missing)}.", hint="only --dry-run does without"
+        )
+    return train(arguments)
+
+
+def dry_run(arguments: argparse.Namespace) -> dict[str, object]:
+    """Return the size and the cost of a run.
+
+    Raises:
+        InvalidInput: the preset does not say how many images there are, and no data do.
+    """
+    from training.data import Index
+    from training.dry_run import plan
+    from training.presets import preset_nimg
+
+    index = Index.load(arguments.data) if arguments.data else None
+    count = index.count if index else preset_nimg(arguments.preset)
+    if arguments.processes < 1:
+        raise InvalidInput(f"{arguments.processes} processes make no run.")
+    config = resolve_config(arguments, index)
+    return plan(config, count, resolve_runtime(arguments), arguments.processes)
+
+
+def train(arguments: argparse.Namespace) -> dict[str, object]:
     """Train as the arguments say; return what to report."""
     import torch
 
     from training.data import Latents
     from training.engine import Engine
     from training.loop import Run
-    from training.presets import train_preset
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    train_preset(arguments.preset)  # a wrong name is said before anything is read
     data = Latents(arguments.data)
     config = resolve_config(arguments, data.index)
     run = Run(

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from cat_serve.errors import InvalidInput
+from cat_serve.model.checkpoint import load_checkpoint
 from training.config import TrainConfig
 from training.data import Latents
 from training.loop import Run
+from training.share import Share
+from training.train import main
 
 WORKER = Path(__file__).with_name("one_of_several.py")
 TIMEOUT_S = 240
@@ -126,3 +131,123 @@ def test_several_processes_take_the_steps_of_one(
     assert expected["numbers"][0]["d_norm"] > 1  # so that the clipping of the whole gradient shows
     for key, value in taken[0]["networks"]["ema"].items():  # equal, not only close
         assert all(torch.equal(value, other["networks"]["ema"][key]) for other in taken), key
+
+
+def train_flags(prepared: Path, vae: Path, run: Path, total_nimg: int) -> list[str]:
+    return [
+        "--preset", "fashion-32", "--data", str(prepared), "--vae", str(vae), "--run-folder", str(run),
+        "--width", "16", "--batch-size", "8", "--total-nimg", str(total_nimg), "--log-nimg", "8",
+        "--snapshot-nimg", "16", "--timeout-minutes", "1",
+    ]  # fmt: skip
+
+
+def read_log(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if k not in ("seconds", "images_per_second")}
+        for line in lines
+    ]
+
+
+@pytest.mark.slow
+def test_run_goes_on_with_another_number_of_processes(
+    prepared: Path, vae_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One process, then two under torchrun, then one again: the run of one process all along."""
+    one, parts = tmp_path / "one", tmp_path / "parts"
+    assert main(train_flags(prepared, vae_folder, one, 48)) == 0
+    assert main(train_flags(prepared, vae_folder, parts, 16)) == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+    command = [*launch, "training.train", *train_flags(prepared, vae_folder, parts, 32)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    two = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+    assert two.returncode == 0, two.stderr
+    assert [json.loads(line)["nimg"] for line in two.stdout.splitlines()] == [32]  # said once
+    assert load_checkpoint(parts / "fashion-32.safetensors").training["runtime"]["processes"] == 2
+    assert main(train_flags(prepared, vae_folder, parts, 48)) == 0
+    capsys.readouterr()
+
+    mine, theirs = (torch.load(run / "state.pt", weights_only=True) for run in (parts, one))
+    assert mine["nimg"] == theirs["nimg"] == 48
+    for network in ("generator", "critic", "ema"):
+        assert difference(mine[network], theirs[network]) < 1e-3
+    for line, expected in zip(read_log(parts), read_log(one), strict=True):
+        assert line == pytest.approx(expected, rel=1e-2, abs=1e-4)
+    pictures = [sorted(path.name for path in run.glob("*.png")) for run in (parts, one)]
+    assert pictures[0] == pictures[1]
+
+
+@pytest.mark.slow
+def test_process_that_dies_ends_the_run_with_a_sentence(
+    prepared: Path, vae_folder: Path, tmp_path: Path
+) -> None:
+    flags = train_flags(prepared, vae_folder, tmp_path / "run", 8_000_000)
+    command = [sys.executable, "-m", "training.train", *flags]
+    port, log = free_port(), tmp_path / "run" / "log.jsonl"
+    first, second = (
+        subprocess.Popen(command, env=environment(rank, 2, port), stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    )
+    try:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not log.exists() and time.monotonic() < deadline:
+            assert first.poll() is None, first.communicate()[1]
+            time.sleep(0.2)
+        second.kill()
+        _, said = first.communicate(timeout=TIMEOUT_S)
+    finally:
+        first.kill()
+        second.kill()
+        second.communicate()
+    assert first.returncode == 1
+    assert "error: The other processes of this run do not answer" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_processes_that_see_other_run_folders_are_refused(
+    prepared: Path, vae_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(train_flags(prepared, vae_folder, tmp_path / "here", 16)) == 0
+    capsys.readouterr()
+    commands = [
+        [sys.executable, "-m", "training.train", *train_flags(prepared, vae_folder, folder, 32)]
+        for folder in (tmp_path / "here", tmp_path / "there")
+    ]
+    for ended in start_all(commands):
+        assert ended.returncode == 1
+        assert "at different points: 0 and 16 images" in ended.stderr
+
+
+# --- shares --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("processes", "total"), [(1, 8), (2, 8), (3, 8), (8, 8), (5, 12)])
+def test_shares_make_up_the_batch(processes: int, total: int) -> None:
+    batch = torch.arange(total)
+    shares = [Share.of(rank, processes, total) for rank in range(processes)]
+    assert torch.equal(torch.cat([batch[share.rows] for share in shares]), batch)
+    assert sum(share.weight for share in shares) == pytest.approx(1)
+    sizes = [share.stop - share.start for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("every", [1, 3, 4, 20])
+def test_every_nth_sample_is_counted_over_the_whole_batch(every: int) -> None:
+    batch = torch.arange(13)
+    for processes in (1, 2, 5, 13):
+        shares = [Share.of(rank, processes, 13) for rank in range(processes)]
+        picked = [
+            (batch[share.rows][share.every(every)[0]], share.every(every)[1]) for share in shares
+        ]
+        assert torch.equal(torch.cat([rows for rows, _ in picked]), batch[::every])
+        for rows, part in picked:
+            assert torch.equal(batch[::every][part.rows], rows)
+            assert part.total == len(batch[::every])
+
+
+def test_batch_smaller_than_the_processes_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="batch of 2 is too small for 3 processes"):
+        Share.of(0, 3, 2)
