@@ -46,9 +46,9 @@ def measure_latents(
 
 
 def reconstruct(
-    vae: AutoencoderKL, images: np.ndarray, batch_size: int | None = None
+    vae: AutoencoderKL, images: np.ndarray, batch_size: int | None = None, quiet: bool = False
 ) -> np.ndarray:
-    """Encode uint8 [N, H, W, 3] to the posterior's mean and decode again, to uint8."""
+    """Encode uint8 [N, H, W, 3] to the posterior's mean and decode again, to uint8; `quiet` shows no progress."""
     import numpy as np
     import torch
     from tqdm import tqdm
@@ -58,7 +58,8 @@ def reconstruct(
     batch_size = batch_size or batch_size_for(images.shape[1], MEASURE_BATCH)
     parts = []
     with torch.no_grad():
-        for start in tqdm(range(0, len(images), batch_size), desc="reconstruct", unit="batch"):
+        starts = range(0, len(images), batch_size)
+        for start in tqdm(starts, desc="reconstruct", unit="batch", disable=quiet):
             posterior = vae.encode(to_unit(images[start : start + batch_size])).latent_dist
             parts.append(to_uint8(vae.decode(posterior.mode()).sample).numpy())
     return np.concatenate(parts)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from cat_serve.errors import CheckpointError
 from cat_serve.files import written_whole
 
+SIZE_PX = 32
 SEED = 0
 EPOCHS = 6
 BATCH_SIZE = 128
@@ -59,14 +60,15 @@ def _convolution(width_in: int, width_out: int) -> list[nn.Module]:
 
 
 def grey(images: np.ndarray) -> Tensor:
-    """Map uint8 [B, H, W, 3] to float32 [B, 1, H, W] in 0..1, the mean of the channels."""
-    return torch.from_numpy(images).float().mean(dim=3).unsqueeze(1) / 255
+    """Map uint8 [B, H, W, 3] to float32 [B, 1, 32, 32] in 0..1: the mean of the channels, other sizes by area."""
+    x = torch.from_numpy(images).float().mean(dim=3).unsqueeze(1) / 255
+    return x if x.shape[2:] == (SIZE_PX, SIZE_PX) else functional.adaptive_avg_pool2d(x, SIZE_PX)
 
 
 def train_classifier(
     images: np.ndarray, labels: np.ndarray, num_classes: int, epochs: int = EPOCHS
 ) -> Classifier:
-    """Train with the fixed seed and recipe on uint8 [N, 32, 32, 3] and int64 [N]."""
+    """Train with the fixed seed and recipe on uint8 [N, H, W, 3] and int64 [N]."""
     with torch.random.fork_rng():
         torch.manual_seed(SEED)  # of the weights, the order, the mirroring and the dropout
         model = Classifier(num_classes)

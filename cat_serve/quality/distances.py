@@ -95,10 +95,16 @@ def pair_distance(features: Tensor, labels: np.ndarray) -> float:
     """Return the mean Euclidean distance of two different items of one class, averaged over the classes.
 
     Args:
-        features: [N, W]; labels: int64 [N]; every class has at least two items.
+        features: [N, W]; labels: int64 [N]; classes with one item are left out.
+
+    Raises:
+        InvalidInput: no class has two items.
     """
     distances = []
-    for label in np.unique(labels):
+    every, counts = np.unique(labels, return_counts=True)
+    if not (counts > 1).any():
+        raise InvalidInput("No class has two images whose distance could be taken.")
+    for label in every[counts > 1]:
         own = features[torch.from_numpy(labels == label)].double()
         count = len(own)
         distances.append(torch.cdist(own, own).sum().item() / (count * (count - 1)))

@@ -65,26 +65,49 @@ def folded(network: nn.Module) -> nn.Module:
     return network
 
 
-@torch.no_grad()
-def extract(images: np.ndarray, what: str = "features", batch_size: int = 32) -> Tensor:
-    """Return the pooled features of uint8 [N, H, W, 3], float32 [N, 1280].
+class EfficientNetFeatures:
+    """The pooled features of EfficientNet-Lite0 at 128 px, with the network loaded once."""
 
-    The network looks at all of them at 128 px.
+    name = "effnet_lite0"
+    title = "EffNetLite0"
+    source = EFFICIENTNET_PACKAGES
 
-    Args:
-        what: the word before the progress bar.
+    def __init__(self) -> None:
+        self._network = folded(load_efficientnet().eval())
+
+    @torch.no_grad()
+    def __call__(self, images: np.ndarray) -> Tensor:
+        """Return features float32 [B, 1280] of uint8 [B, H, W, 3]; all go through the network at once."""
+        require_images(images)
+        x = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+        x = efficientnet_input(x / 127.5 - 1, EFFICIENTNET_MIN_PX)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return self._network.extract_features(x).mean(dim=(2, 3))  # type: ignore[operator]
+
+
+def require_images(images: np.ndarray) -> None:
+    """Refuse what is not uint8 [N, H, W, 3].
+
+    Raises:
+        InvalidInput: it is something else.
     """
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
         raise InvalidInput(
             f"Features are taken of uint8 [N, H, W, 3], got {images.dtype} {list(images.shape)}."
         )
-    network = folded(load_efficientnet().eval())
+
+
+def extract(images: np.ndarray, what: str = "features", batch_size: int = 32) -> Tensor:
+    """Return the pooled features of uint8 [N, H, W, 3], float32 [N, 1280].
+
+    Args:
+        what: the word before the progress bar.
+    """
+    require_images(images)
+    features = EfficientNetFeatures()
     parts = []
     with tqdm(total=len(images), unit="img", desc=what) as progress:
         for start in range(0, len(images), batch_size):
-            x = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2).float()
-            x = efficientnet_input(x / 127.5 - 1, EFFICIENTNET_MIN_PX)
-            x = x.contiguous(memory_format=torch.channels_last)
-            parts.append(network.extract_features(x).mean(dim=(2, 3)))  # type: ignore[operator]
-            progress.update(len(x))
+            parts.append(features(images[start : start + batch_size]))
+            progress.update(len(parts[-1]))
     return torch.cat(parts)

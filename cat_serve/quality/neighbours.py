@@ -68,7 +68,11 @@ def squared_radii(features: Tensor, counts: tuple[int, ...]) -> list[Tensor]:
 
 
 def manifolds(
-    generated: Tensor, real: Tensor, k: int = K_PRECISION, k_density: int = K_DENSITY
+    generated: Tensor,
+    real: Tensor,
+    k: int = K_PRECISION,
+    k_density: int = K_DENSITY,
+    real_radii: list[Tensor] | None = None,
 ) -> Manifolds:
     """Compare two sets of features [N, W] by balls around each item, up to its k-th neighbour in its own set.
 
@@ -77,10 +81,13 @@ def manifolds(
     one, over k, on average; coverage: the share of real items whose ball holds a generated one (arXiv 2002.09797,
     equations 5 and 6; k = 5). All depend on the number of items: compare only what was measured with the same.
 
+    Args:
+        real_radii: `squared_radii(real, (k, k_density))`, where several sets are compared with one.
+
     Raises:
         InvalidInput: a set has no more than k items.
     """
-    real_ball, real_wide = squared_radii(real, (k, k_density))
+    real_ball, real_wide = real_radii or squared_radii(real, (k, k_density))
     (generated_ball,) = squared_radii(generated, (k,))
     inside = torch.zeros(len(generated), dtype=torch.bool)
     reached = torch.zeros(len(real), dtype=torch.bool)
@@ -108,7 +115,7 @@ def nearer_share(distances: Tensor, others: Tensor) -> float:
     photographs are, towards 1 if they are copies.
     """
     ordered = others.double().sort().values
-    values = distances.double()
+    values = distances.double().contiguous()
     not_nearer = torch.searchsorted(ordered, values, right=False)
     not_nearer_or_equal = torch.searchsorted(ordered, values, right=True)
     share = 1 - (not_nearer + not_nearer_or_equal).double().mean() / (2 * len(ordered))

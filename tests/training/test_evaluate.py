@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from cat_serve.contract import Batch, Output
-from cat_serve.errors import BadOutput
-from cat_serve.latents import latent_from_seed
 from cat_serve.model.checkpoint import Checkpoint, save_checkpoint
 from cat_serve.model.generator import Generator
 from cat_serve.model.vae import load_vae
-from training import evaluate as evaluation
+from cat_serve.quality.features import EfficientNetFeatures
 from training.data import Latents
-from training.evaluate import generate, main
+from training.evaluate import main
+from training.evaluation.measures import METRICS
+from training.evaluation.run import Evaluation
+from training.evaluation.sampling import Subject
 from training.fashion_mnist import CLASS_NAMES
 from training.prepare import main as prepare
 
@@ -36,42 +37,24 @@ def checkpoint_path(
     return path
 
 
-def echo(batch: Batch) -> Output:
-    """Paint the class into the first channel and a trace of z and psi into the others."""
-    images = np.zeros((len(batch), 4, 4, 3), dtype=np.uint8)
-    images[..., 0] = batch.class_id[:, None, None]
-    images[..., 1] = (np.abs(batch.z[:, 0]) * 50).astype(np.uint8)[:, None, None]
-    images[..., 2] = (batch.truncation_psi * 100).astype(np.uint8)[:, None, None]
-    return Output(images, np.ones(len(batch), dtype=bool))
-
-
-def test_every_class_gets_the_same_seeds() -> None:
-    images, labels = generate(echo, num_classes=3, z_shape=(4,), per_class=60, psi=0.5)
-    assert labels.tolist() == [0] * 60 + [1] * 60 + [2] * 60
-    assert (images[:, 0, 0, 0] == labels).all()
-    seeds = [int(abs(latent_from_seed(seed, (4,))[0]) * 50) for seed in range(60)]
-    assert images[:, 0, 0, 1].tolist() == seeds * 3
-    assert (images[..., 2] == 50).all()
-
-
-def test_an_image_that_is_not_ok_is_never_counted() -> None:
-    def broken(batch: Batch) -> Output:
-        output = echo(batch)
-        output.ok[-1] = batch.class_id[0] != 1
-        return output
-
-    with pytest.raises(BadOutput, match=r"Class 1, seeds \[6\]"):
-        generate(broken, num_classes=3, z_shape=(4,), per_class=7, psi=1.0)
+@pytest.fixture(scope="module")
+def command(
+    checkpoint_path: Path, twofold: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
+    """An evaluation of a random generator: random labels and a truncation beside the usual samples."""
+    out = tmp_path_factory.mktemp("evaluation")
+    return [
+        str(checkpoint_path), "--data", str(twofold), "--out", str(out), "--per-class", "2",
+        "--vae", str(checkpoint_path), "--card", str(out / "card.md"),
+        "--psi", "1", "0.5", "--labels", "balanced", "random", "--metrics", *METRICS,
+    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def evaluated(
-    checkpoint_path: Path, twofold: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Any]]:
-    """What one evaluation of a random generator wrote, and its figures."""
-    out = tmp_path_factory.mktemp("evaluation")
-    command = [str(checkpoint_path), "--data", str(twofold), "--out", str(out), "--per-class", "4"]
-    assert main([*command, "--vae", str(checkpoint_path), "--card", str(out / "card.md")]) == 0
+def evaluated(command: list[str]) -> tuple[Path, dict[str, Any]]:
+    """What that evaluation wrote, and its figures."""
+    assert main(command) == 0
+    out = Path(command[command.index("--out") + 1])
     return out, json.loads((out / "evaluation.json").read_text())
 
 
@@ -87,31 +70,139 @@ def twofold(idx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_figures_are_those_of_the_pictures(evaluated: tuple[Path, dict[str, Any]]) -> None:
     out, figures = evaluated
-    assert figures["images"] == 40
+    assert figures["images"] == 20
     by_class = figures["recognised_by_class"]
     assert list(by_class) == list(CLASS_NAMES)
     assert figures["recognised"] == pytest.approx(np.mean(list(by_class.values())))
-    with Image.open(out / "samples.png") as samples:
-        assert samples.size == (4 * 32 * 2, 10 * 32 * 2)
-    assert (out / "confusion.png").stat().st_size > 1000
+    sizes = {"samples": (2, 10), "interpolation": (12, 10), "truncation": (15, 10)}
+    for name, (columns, rows) in sizes.items():
+        with Image.open(out / f"{name}.png") as picture:
+            assert picture.size == (columns * 32 * 2, rows * 32 * 2)
+    for name in ("confusion", "neighbours", "distances", "psi"):
+        with Image.open(out / f"{name}.png") as picture:
+            assert np.asarray(picture).std() > 5
+
+
+def test_truncation_ends_at_the_class_mean_and_paths_at_their_seeds(
+    evaluated: tuple[Path, dict[str, Any]],
+) -> None:
+    """At psi = 0 all seeds give one image; a strip begins and ends with the first two samples of its class."""
+    out, _ = evaluated
+    truncation, strip, samples = (
+        np.asarray(Image.open(out / f"{name}.png").convert("RGB")).reshape(10, 64, -1, 64, 3)
+        for name in ("truncation", "interpolation", "samples")
+    )
+    assert (truncation[:, :, 0] == truncation[:, :, 5]).all()
+    assert (truncation[:, :, 4] == samples[:, :, 0]).all()
+    assert (truncation[:, :, 9] == samples[:, :, 1]).all()
+    assert (truncation[:, :, 0] != truncation[:, :, 4]).any()
+    assert np.abs(strip[:, :, 0].astype(int) - samples[:, :, 0]).max() <= 1
+    assert np.abs(strip[:, :, -1].astype(int) - samples[:, :, 1]).max() <= 1
 
 
 def test_photographs_are_at_no_distance_from_themselves(
     evaluated: tuple[Path, dict[str, Any]],
 ) -> None:
     """Training and test photographs are the same here; reconstructions and random images are not."""
-    frechet = evaluated[1]["fd_effnet_lite0"]
+    figures = evaluated[1]
+    frechet = figures["fd_effnet_lite0"]
     assert frechet["real"] == pytest.approx(0, abs=0.01)
     assert min(frechet["reconstructions"], frechet["generated"]) > 1
+    assert figures["manifolds"]["real"]["precision"] == figures["manifolds"]["real"]["recall"] == 1
+    assert figures["manifolds"]["generated"]["precision"] < 0.5
+    assert figures["kd_effnet_lite0"]["generated"] > figures["kd_effnet_lite0"]["real"]
+    assert figures["neighbours"]["unseen"]["median"] == pytest.approx(0, abs=1e-3)
+    assert figures["neighbours"]["nearer_than_unseen"] == 0
 
 
-def test_the_card_says_what_was_measured(evaluated: tuple[Path, dict[str, Any]]) -> None:
+def test_settings_stand_beside_each_other(evaluated: tuple[Path, dict[str, Any]]) -> None:
+    out, figures = evaluated
+    rows = figures["settings"]
+    drawn = [(row["labels"], row["truncation_psi"]) for row in rows]
+    assert drawn == [("balanced", 1), ("balanced", 0.5), ("random", 1), ("random", 0.5)]
+    assert rows[0]["fd"] == figures["fd_effnet_lite0"]["generated"]
+    assert rows[0]["recognised"] == figures["recognised"]
+    assert rows[1]["pair_distance"] < rows[0]["pair_distance"]  # truncation costs variety
+    table = (out / "evaluation.md").read_text()
+    assert f"| random | 0.5 | 20 | {rows[3]['recognised']:.1%} |" in table
+
+
+def test_the_card_says_what_was_measured(
+    evaluated: tuple[Path, dict[str, Any]], command: list[str]
+) -> None:
     out, figures = evaluated
     card = (out / "card.md").read_text()
     assert f"Version {figures['version']}: trained on 1,600 images in 0.5 hours (seed 7)" in card
     assert f"| **{figures['recognised']:.1%}** |" in card
-    assert f"**{figures['pair_distance']['ratio']:.0%}** of that of photographs" in card
+    assert f"(**{figures['pair_distance']['ratio']:.0%}**)" in card
     assert f"| ankle boot | {figures['recognised_by_class']['ankle boot']:.1%} |" in card
+    assert figures["command"] == shlex.join(["python", "-m", "training.evaluate", *command])
+    assert f"hours by `{figures['command']}`" in card
+
+
+def test_the_same_command_again_makes_and_trains_nothing(
+    evaluated: tuple[Path, dict[str, Any]], command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_arguments: object, **_more: object) -> None:
+        raise AssertionError("this was kept")
+
+    monkeypatch.setattr(Subject, "generate", never)
+    monkeypatch.setattr(EfficientNetFeatures, "__call__", never)
+    monkeypatch.setattr("cat_serve.quality.classifier.train_classifier", never)
+    monkeypatch.setattr("training.vae.reconstruct", never)
+    assert main(command) == 0
+    again = json.loads((evaluated[0] / "evaluation.json").read_text())
+    changing = ("seconds", "hours")
+    assert {k: v for k, v in again.items() if k not in changing} == {
+        k: v for k, v in evaluated[1].items() if k not in changing
+    }
+
+
+def test_samples_made_elsewhere_have_the_same_figures(
+    evaluated: tuple[Path, dict[str, Any]], twofold: Path, tmp_path: Path
+) -> None:
+    """The layout of `cat-serve generate --out X.npz`."""
+    (kept,) = (
+        path for path in evaluated[0].glob("kept/generate-*")
+        if '"balanced"' in (path / "key.json").read_text() and '"psi": 1.0' in (path / "key.json").read_text()
+    )  # fmt: skip
+    images = np.concatenate([np.load(piece) for piece in sorted(kept.glob("*.npy"))])
+    samples = tmp_path / "samples.npz"
+    np.savez(samples, images, np.repeat(np.arange(10), 2))
+    out = tmp_path / "out"
+    command = [str(samples), "--data", str(twofold), "--out", str(out), "--card", str(out / "card.md")]  # fmt: skip
+    assert main([*command, "--metrics", "pairs", "fd"]) == 0
+    figures = json.loads((out / "evaluation.json").read_text())
+    expected = evaluated[1]
+    assert figures["fd_effnet_lite0"]["generated"] == pytest.approx(expected["fd_effnet_lite0"]["generated"])  # fmt: skip
+    assert figures["pair_distance"] == pytest.approx(expected["pair_distance"])
+    assert "Version samples " in (out / "card.md").read_text()
+    assert not (out / "interpolation.png").exists()
+    assert main([*command, "--psi", "0.5"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--size", "8"], "belong to --images"),
+        (["--images", "a", "--reference", "b"], "two data sets"),
+        (["--images", "a"], "--images needs --size"),
+        (["--samples", "9", "--per-class", "1"], "both say how many"),
+        (["--searched", "0"], "finds nothing"),
+        (["--psi", "2"], "is no truncation"),
+    ],
+)
+def test_flags_that_do_not_belong_together_are_refused(
+    checkpoint_path: Path,
+    idx_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    message: str,
+) -> None:
+    command = [str(checkpoint_path), "--data", str(idx_folder), "--out", str(tmp_path)]
+    assert main([*command, *flags]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -124,17 +215,19 @@ def test_the_card_says_what_was_measured(evaluated: tuple[Path, dict[str, Any]])
 )
 def test_figures_are_held_to_what_is_required(
     evaluated: tuple[Path, dict[str, Any]],
+    command: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     required: str,
     code: int,
     message: str,
 ) -> None:
-    monkeypatch.setattr(evaluation, "evaluate", lambda *arguments: evaluated[1])
-    assert main(["model", "--require", required]) == code
+    monkeypatch.setattr(Evaluation, "run", lambda _: evaluated[1])
+    assert main([*command, "--require", required]) == code
     captured = capsys.readouterr()
     assert message in captured.err
-    assert code or json.loads(captured.out) == evaluated[1]
+    assert code or json.loads(captured.out.splitlines()[-1]) == evaluated[1]
+    assert "| figure | samples | photographs | reconstructions |" in captured.out
 
 
 def test_a_missing_model_is_one_clear_line(
