@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from training.sources import Source
 
 MEASURED = 10_000
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")  # the last is Arm's
+SLOW_BF16 = (
+    "this processor has no instructions for bfloat16, which takes many times as long as float32 then; "
+    "give --no-bf16"
+)
 
 
 @dataclass(frozen=True)
@@ -216,6 +221,9 @@ def make_vae(arguments: argparse.Namespace) -> dict[str, object]:
         initial=vae_sha256(initial) if initial else None,
         data=f"{folder.description['listing']} at {folder.size_px} px" if folder else None,
     )
+    capabilities = torch.cpu.get_capabilities()
+    if config.bf16 and not any(capabilities.get(name) for name in BF16_INSTRUCTIONS):
+        print(f"warning: {SLOW_BF16}", file=sys.stderr)
     images, test_images = load_photographs(arguments, folder, run, config)
     vae = train(config, images, run, initial=initial).eval()
     mean, std = measure_latents(vae, images[:MEASURED])

@@ -166,6 +166,20 @@ def vae_command(idx_folder: Path, out: Path, *flags: str) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("has", [True, False])
+def test_processor_without_bfloat16_is_pointed_at(
+    idx_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    has: bool,
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": has, "avx2": True})
+    flags = ["--data", str(idx_folder), "--widths", "8", "8", "--batch-size", "4", "--total-nimg", "4"]  # fmt: skip
+    assert main([*flags, "--out", str(tmp_path / "vae")]) == 0
+    assert ("give --no-bf16" in capsys.readouterr().err) is not has
+
+
 def test_command_starts_from_the_weights_of_another_vae(idx_folder: Path, tmp_path: Path) -> None:
     """With a learning rate of zero the weights that come out are those that went in."""
     torch.manual_seed(5)
