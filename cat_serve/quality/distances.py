@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -34,6 +35,13 @@ class Moments:
                 f"A mean {list(self.mean.shape)} and a covariance {list(self.covariance.shape)} do not belong together."
             )
 
+    @cached_property
+    def root(self) -> np.ndarray:
+        """The symmetric root of the covariance, float64 [W, W]; the longest part of a distance, so taken once."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        root: np.ndarray = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
+        return root
+
     @classmethod
     def of(cls, features: Tensor) -> Moments:
         """Take the moments of features [N, W], N >= 2; the covariance is the unbiased one."""
@@ -49,16 +57,15 @@ def frechet(a: Moments, b: Moments) -> float:
     """Return |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)) (Heusel et al., arXiv 1706.08500, equation 6).
 
     The trace of the root is taken from eigenvalues of symmetric matrices, tr (R S_2 R)^(1/2) with R = S_1^(1/2), which
-    are real and, but for rounding, not negative, also where a covariance is singular.
+    are real and, but for rounding, not negative, also where a covariance is singular. R is kept with `a`: of several
+    distances to one reference, let that be `a`.
 
     Raises:
         InvalidInput: the features have different widths.
     """
     if len(a.mean) != len(b.mean):
         raise InvalidInput(f"Features of width {len(a.mean)} and {len(b.mean)} have no distance.")
-    values, vectors = np.linalg.eigh(a.covariance)
-    root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
-    inner = root @ b.covariance @ root
+    inner = a.root @ b.covariance @ a.root
     trace_of_root = np.sqrt(np.linalg.eigvalsh((inner + inner.T) / 2).clip(min=0)).sum()
     apart = np.square(a.mean - b.mean).sum()
     return float(apart + np.trace(a.covariance) + np.trace(b.covariance) - 2 * trace_of_root)
@@ -66,7 +73,7 @@ def frechet(a: Moments, b: Moments) -> float:
 
 def frechet_distance(features: Tensor, reference: Tensor) -> float:
     """Return the Frechet distance of two sets of features [N, W] under a Gaussian each."""
-    return frechet(Moments.of(features), Moments.of(reference))
+    return frechet(Moments.of(reference), Moments.of(features))
 
 
 def kernel_distance(features: Tensor, reference: Tensor) -> dict[str, float]:

@@ -5,6 +5,8 @@ The network and its weights (Apache-2.0) come whole inside two Python packages a
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -68,8 +70,8 @@ def folded(network: nn.Module) -> nn.Module:
 class EfficientNetFeatures:
     """The pooled features of EfficientNet-Lite0 at 128 px, with the network loaded once."""
 
-    name = "effnet_lite0"
     title = "EffNetLite0"
+    figures: ClassVar = {"fd": "fd_effnet_lite0", "kd": "kd_effnet_lite0"}
     source = EFFICIENTNET_PACKAGES
 
     def __init__(self) -> None:

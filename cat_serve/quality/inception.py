@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,8 +27,8 @@ class InceptionFeatures:
         CheckpointError: no such file, or no TorchScript.
     """
 
-    name = "inception"
     title = "Inception"
+    figures: ClassVar = {"fd": "fid", "kd": "kid"}
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():

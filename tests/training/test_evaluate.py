@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
 
 from cat_serve.model.checkpoint import Checkpoint, save_checkpoint
 from cat_serve.model.generator import Generator
 from cat_serve.model.vae import load_vae
-from cat_serve.quality.features import EfficientNetFeatures
+from cat_serve.quality.inception import InceptionFeatures
 from training.data import Latents
 from training.evaluate import main
 from training.evaluation.measures import METRICS
@@ -37,16 +40,34 @@ def checkpoint_path(
     return path
 
 
+class Pooled(nn.Module):
+    """Stands for the Inception network: the same call, twelve features of bytes."""
+
+    def forward(self, images: Tensor, return_features: bool = False) -> Tensor:
+        assert return_features
+        return functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TorchScript file as the user would name it."""
+    path = tmp_path_factory.mktemp("inception") / "inception-2015-12-05.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(Pooled()).save(str(path))
+    return path
+
+
 @pytest.fixture(scope="module")
 def command(
-    checkpoint_path: Path, twofold: Path, tmp_path_factory: pytest.TempPathFactory
+    checkpoint_path: Path, twofold: Path, inception: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[str]:
     """An evaluation of a random generator: random labels and a truncation beside the usual samples."""
     out = tmp_path_factory.mktemp("evaluation")
     return [
         str(checkpoint_path), "--data", str(twofold), "--out", str(out), "--per-class", "2",
         "--vae", str(checkpoint_path), "--card", str(out / "card.md"),
-        "--psi", "1", "0.5", "--labels", "balanced", "random", "--metrics", *METRICS,
+        "--inception", str(inception), "--psi", "1", "0.5", "--labels", "balanced", "random", "--metrics", *METRICS,
     ]  # fmt: skip
 
 
@@ -105,12 +126,12 @@ def test_photographs_are_at_no_distance_from_themselves(
 ) -> None:
     """Training and test photographs are the same here; reconstructions and random images are not."""
     figures = evaluated[1]
-    frechet = figures["fd_effnet_lite0"]
+    frechet = figures["fid"]
     assert frechet["real"] == pytest.approx(0, abs=0.01)
     assert min(frechet["reconstructions"], frechet["generated"]) > 1
     assert figures["manifolds"]["real"]["precision"] == figures["manifolds"]["real"]["recall"] == 1
     assert figures["manifolds"]["generated"]["precision"] < 0.5
-    assert figures["kd_effnet_lite0"]["generated"] > figures["kd_effnet_lite0"]["real"]
+    assert figures["kid"]["generated"] > figures["kid"]["real"]
     assert figures["neighbours"]["unseen"]["median"] == pytest.approx(0, abs=1e-3)
     assert figures["neighbours"]["nearer_than_unseen"] == 0
 
@@ -120,7 +141,7 @@ def test_settings_stand_beside_each_other(evaluated: tuple[Path, dict[str, Any]]
     rows = figures["settings"]
     drawn = [(row["labels"], row["truncation_psi"]) for row in rows]
     assert drawn == [("balanced", 1), ("balanced", 0.5), ("random", 1), ("random", 0.5)]
-    assert rows[0]["fd"] == figures["fd_effnet_lite0"]["generated"]
+    assert rows[0]["fd"] == figures["fid"]["generated"]
     assert rows[0]["recognised"] == figures["recognised"]
     assert rows[1]["pair_distance"] < rows[0]["pair_distance"]  # truncation costs variety
     table = (out / "evaluation.md").read_text()
@@ -147,7 +168,7 @@ def test_the_same_command_again_makes_and_trains_nothing(
         raise AssertionError("this was kept")
 
     monkeypatch.setattr(Subject, "generate", never)
-    monkeypatch.setattr(EfficientNetFeatures, "__call__", never)
+    monkeypatch.setattr(InceptionFeatures, "__call__", never)
     monkeypatch.setattr("cat_serve.quality.classifier.train_classifier", never)
     monkeypatch.setattr("training.vae.reconstruct", never)
     assert main(command) == 0
@@ -159,7 +180,7 @@ def test_the_same_command_again_makes_and_trains_nothing(
 
 
 def test_samples_made_elsewhere_have_the_same_figures(
-    evaluated: tuple[Path, dict[str, Any]], twofold: Path, tmp_path: Path
+    evaluated: tuple[Path, dict[str, Any]], twofold: Path, inception: Path, tmp_path: Path
 ) -> None:
     """The layout of `cat-serve generate --out X.npz`."""
     (kept,) = (
@@ -171,10 +192,11 @@ def test_samples_made_elsewhere_have_the_same_figures(
     np.savez(samples, images, np.repeat(np.arange(10), 2))
     out = tmp_path / "out"
     command = [str(samples), "--data", str(twofold), "--out", str(out), "--card", str(out / "card.md")]  # fmt: skip
+    command += ["--inception", str(inception)]
     assert main([*command, "--metrics", "pairs", "fd"]) == 0
     figures = json.loads((out / "evaluation.json").read_text())
     expected = evaluated[1]
-    assert figures["fd_effnet_lite0"]["generated"] == pytest.approx(expected["fd_effnet_lite0"]["generated"])  # fmt: skip
+    assert figures["fid"]["generated"] == pytest.approx(expected["fid"]["generated"])  # fmt: skip
     assert figures["pair_distance"] == pytest.approx(expected["pair_distance"])
     assert "Version samples " in (out / "card.md").read_text()
     assert not (out / "interpolation.png").exists()
@@ -251,3 +273,43 @@ def test_a_checkpoint_serves_as_the_vae_it_holds(
     assert folder.index == checkpoint.index
     every = torch.arange(len(folder))
     assert torch.equal(folder.moments(every), checkpoint.moments(every))
+
+
+@pytest.mark.slow
+def test_without_an_inception_network_figures_are_named_after_efficientnet(
+    checkpoint_path: Path, idx_folder: Path, tmp_path: Path
+) -> None:
+    command = [str(checkpoint_path), "--data", str(idx_folder), "--out", str(tmp_path)]
+    assert main([*command, "--samples", "10", "--metrics", "fd", "kd", "neighbours"]) == 0
+    figures = json.loads((tmp_path / "evaluation.json").read_text())
+    assert figures["features"] == "EffNetLite0"
+    assert figures["fd_effnet_lite0"]["generated"] > figures["fd_effnet_lite0"]["real"] > 0
+    assert figures["kd_effnet_lite0"]["generated"] > figures["kd_effnet_lite0"]["real"]
+    assert not {"fid", "kid"} & figures.keys()
+    assert "FID" not in (tmp_path / "evaluation.md").read_text()
+
+
+def test_adms_moments_are_what_an_fid_is_measured_to(
+    checkpoint_path: Path, inception: Path, tmp_path: Path
+) -> None:
+    """Samples against a file whose moments are those of other images than it holds."""
+    samples, reference = tmp_path / "samples.npz", tmp_path / "VIRTUAL.npz"
+    images = np.random.RandomState(0).randint(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    np.savez(samples, images)
+    features = InceptionFeatures(inception)(images).double()
+    np.savez(reference, arr_0=255 - images, mu=features.mean(0) + 3, sigma=features.T.cov())
+    command = [str(samples), "--reference", str(reference), "--inception", str(inception)]
+    assert main([*command, "--metrics", "fd", "--out", str(tmp_path)]) == 0
+    figures = json.loads((tmp_path / "evaluation.json").read_text())
+    assert figures["fid"]["generated"] == pytest.approx(12 * 3**2, rel=1e-4)
+    assert figures["photographs"] == 40
+
+
+def test_what_is_no_inception_network_is_one_clear_line(
+    checkpoint_path: Path, idx_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(checkpoint_path), "--data", str(idx_folder), "--out", str(tmp_path)]
+    assert main([*command, "--inception", str(checkpoint_path)]) == 1
+    assert "is no TorchScript" in capsys.readouterr().err
+    assert main([*command, "--inception", str(tmp_path / "none.pt")]) == 1
+    assert "There is no network" in capsys.readouterr().err

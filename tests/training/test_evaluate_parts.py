@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ NAMES = ("circle", "square", "star")
 class Corners:
     """Features that can be reckoned by hand: the red values of the upper corners."""
 
-    name, title, source = "corners", "Corners", "this file"
+    title, source = "Corners", "this file"
+    figures: ClassVar = {"fd": "fd_effnet_lite0", "kd": "kd_effnet_lite0"}
 
     def __call__(self, images: np.ndarray) -> Tensor:
         return torch.from_numpy(images[:, 0, [0, -1], 0].astype(np.float32))

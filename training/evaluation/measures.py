@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -15,6 +16,8 @@ from training.evaluation.store import Store
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from cat_serve.quality.distances import Moments
 
 # metric -> what it says
 METRICS: Mapping[str, str] = {
@@ -32,10 +35,16 @@ BATCH_SIZE = 32
 
 
 class Extractor(Protocol):
-    """A network whose features images are compared in: its name in figures and in titles, and where it is from."""
+    """A network whose features images are compared in.
 
-    name: str
+    Attributes:
+        title: its name for people.
+        figures: what the metrics fd and kd are called on its features.
+        source: where it is from; other weights have another source.
+    """
+
     title: str
+    figures: Mapping[str, str]
     source: str
 
     def __call__(self, images: np.ndarray) -> Tensor:
@@ -57,6 +66,9 @@ class Measures:
     metrics: tuple[str, ...]
     _radii: list[Tensor] = field(default_factory=list)
     _judge: Any = None
+    _predicted: dict[str, np.ndarray] = field(default_factory=dict)
+    _figures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _moments: Moments | None = None
 
     def features(self, photographs: Photographs, what: str, count: int | None = None) -> Tensor:
         """Return the features of the first `count` images (default: all), float32 [N, W]."""
@@ -73,7 +85,7 @@ class Measures:
         rows = len(photographs) if count is None else min(count, len(photographs))
         return torch.from_numpy(self.store.array("features", key, rows, make, f"{what} features"))
 
-    @property
+    @cached_property
     def real(self) -> Tensor:
         """The features of what samples are compared with."""
         return self.features(self.reference.test, "test")
@@ -85,7 +97,9 @@ class Measures:
         if self._judge is None:
             assert self.reference.train is not None
             self._judge = judges.judge(self.reference.train, self.store)
-        return predict(self._judge, photographs.images)
+        if photographs.digest not in self._predicted:
+            self._predicted[photographs.digest] = predict(self._judge, photographs.images)
+        return self._predicted[photographs.digest]
 
     def accuracy(self, photographs: Photographs) -> float:
         """Return the share of images that the judge takes for their label."""
@@ -93,6 +107,11 @@ class Measures:
 
     def of(self, made: Photographs, features: Tensor) -> dict[str, Any]:
         """Return the figures of samples: one number each."""
+        if made.digest not in self._figures:
+            self._figures[made.digest] = self._measured(made, features)
+        return self._figures[made.digest]
+
+    def _measured(self, made: Photographs, features: Tensor) -> dict[str, Any]:
         from cat_serve.quality.distances import kernel_distance, pair_distance
 
         figures: dict[str, Any] = {}
@@ -112,10 +131,10 @@ class Measures:
         """Return the Frechet distance to the reference: to its own moments where they are of these features."""
         from cat_serve.quality.distances import Moments, frechet
 
-        known = self.reference.moments
-        if known is None or self.extractor.name != "inception":
-            known = Moments.of(self.real)
-        return frechet(Moments.of(features), known)
+        if self._moments is None:
+            given = self.reference.moments if self.extractor.figures["fd"] == "fid" else None
+            self._moments = given or Moments.of(self.real)
+        return frechet(self._moments, Moments.of(features))
 
     def manifolds(self, features: Tensor) -> dict[str, float]:
         """Return precision, recall, density and coverage."""

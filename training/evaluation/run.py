@@ -17,7 +17,7 @@ from training.evaluation.measures import Measures
 from training.evaluation.neighbours import Neighbours
 from training.evaluation.photographs import Photographs, Reference
 from training.evaluation.sampling import Setting, Subject
-from training.evaluation.table import tables
+from training.evaluation.table import TITLES, tables
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class Evaluation:
         figures = self.subject.what | self._head(made) | self._figures(made)
         if len(self.settings) > 1:
             figures["settings"] = [self._beside(setting) for setting in self.settings]
-            title = f"FD-{self.measures.extractor.title}"
+            title = TITLES[self.measures.extractor.figures["fd"]]
             if len({setting.psi for setting in self.settings}) > 1:
                 pictures.draw_over_psi(figures["settings"], title, self.out / "psi.png")
         seconds = round(time.monotonic() - started, 1)
@@ -129,8 +129,7 @@ class Evaluation:
         from cat_serve.quality.distances import kernel_distance, pair_distance
 
         measures, reference = self.measures, self._reference
-        name, figures = measures.extractor.name, {}
-        baselines = {}
+        names, figures, baselines = measures.extractor.figures, {}, {}
         if reference.held_out and reference.train is not None:
             baselines["real"] = measures.features(reference.train, "train", len(reference.test))
         if rebuilt is not None:
@@ -142,10 +141,10 @@ class Evaluation:
             figures["pair_distance"] = pairs | {"ratio": pairs["generated"] / pairs["real"]}
         if "fd" in own:
             others = {key: measures.frechet(features) for key, features in baselines.items()}
-            figures[f"fd_{name}"] = {"generated": own["fd"]} | others
+            figures[names["fd"]] = {"generated": own["fd"]} | others
         if "kd" in own:
             kernels = {key: kernel_distance(features, measures.real)["mean"] for key, features in baselines.items()}  # fmt: skip
-            figures[f"kd_{name}"] = {"generated": own["kd"]} | kernels
+            figures[names["kd"]] = {"generated": own["kd"]} | kernels
         if "precision" in own:
             keys = ("precision", "recall", "density", "coverage")
             figures["manifolds"] = {"generated": {key: own[key] for key in keys}}

@@ -16,6 +16,15 @@ COLUMNS = {
     "coverage": ("coverage", ".3f"),
 }
 
+# distance -> digits, and what it is called; an FID is one on Inception's features alone
+DISTANCES = {"fd_effnet_lite0": ".2f", "kd_effnet_lite0": ".4f", "fid": ".2f", "kid": ".4f"}
+TITLES = {
+    "fd_effnet_lite0": "FD-EffNetLite0",
+    "kd_effnet_lite0": "KD-EffNetLite0",
+    "fid": "FID",
+    "kid": "KID",
+}
+
 
 def tables(figures: dict[str, Any]) -> str:
     """Return everything that was measured as Markdown."""
@@ -63,15 +72,14 @@ def _judged(figures: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _features(figures: dict[str, Any]) -> list[tuple[str, ...]]:
-    network, rows = figures["features"], []
+    rows = []
     if pairs := figures.get("pair_distance"):
         generated = f"{pairs['generated']:.3f} (**{pairs['ratio']:.0%}**)"
         rows.append(("distance of pairs within a class", generated, f"{pairs['real']:.3f}", ""))
-    for prefix, digits in (("fd", ".2f"), ("kd", ".4f")):
-        for key in (key for key in figures if key.startswith(f"{prefix}_")):
-            of = figures[key]
+    for key, digits in DISTANCES.items():
+        if of := figures.get(key):
             others = (_optional(of.get(name), digits) for name in ("real", "reconstructions"))
-            rows.append((f"{prefix.upper()}-{network}", f"**{of['generated']:{digits}}**", *others))
+            rows.append((TITLES[key], f"**{of['generated']:{digits}}**", *others))
     if balls := figures.get("manifolds"):
         real = balls.get("real", {})
         rows += [(key, f"{value:.3f}", _optional(real.get(key), ".3f"), "") for key, value in balls["generated"].items()]  # fmt: skip
