@@ -7,7 +7,7 @@ whole batch: the parts of all processes add up to it, and so do their gradients.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -183,9 +183,10 @@ class Objective:
         with self._autocast():
             return self.discriminator.tokens(images)
 
-    def _autocast(self) -> torch.autocast:
-        device = self.generator.w_avg.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.bf16)
+    def _autocast(self) -> AbstractContextManager[object]:
+        if not self.bf16:
+            return nullcontext()
+        return torch.autocast(self.generator.w_avg.device.type, torch.bfloat16)
 
     def draw(self, share: Share, rng: torch.Generator) -> Draw:
         """Draw one augmentation for each sample of the batch; return the share's."""
