@@ -49,7 +49,9 @@ COMMAND_MODULES = {
     if "def build_parser(" in path.read_text(encoding="utf-8")
 }
 SHELL_LANGUAGES = {"", "sh", "bash", "console"}
-SHELL_COMMANDS = {"apt-get", "cd", "cp", "git", "kill", "ls", "mkdir", "mv", "sudo", "tensorboard"}
+SHELL_COMMANDS = {
+    "apt-get", "cd", "cp", "git", "kill", "ls", "mkdir", "mv", "npm", "sudo", "tar", "tensorboard",
+}  # fmt: skip
 PAGES_OUTSIDE_OPENAPI = {"/", "/docs", "/openapi.json", "/config"}
 OF_THE_ADMIN_PORT = {("POST", "/reload")}
 OPERATORS = set("&|;<>")
@@ -115,6 +117,7 @@ def check(words: list[str]) -> None:
     checks = {
         "make": check_make, "python": check_python, "cat-serve": check_cat_serve,
         "pip": check_pip, "docker": check_docker, "curl": check_curl,
+        "torchrun": check_launched, "accelerate": check_launched,
     }  # fmt: skip
     if name in checks:
         checks[name](arguments)
@@ -135,6 +138,13 @@ def check_make(arguments: list[str]) -> None:
         pattern = rf"^{variable}\s*[?:]?=" if assigned else rf"^{argument}:"
         if not re.search(pattern, MAKEFILE, re.MULTILINE):
             raise NotACommand(f"the Makefile has no {argument}")
+
+
+def check_launched(arguments: list[str]) -> None:
+    """Check what torchrun or accelerate starts: `[ITS FLAGS] -m MODULE ...`."""
+    if "-m" not in arguments:
+        raise NotACommand("no -m MODULE to start")
+    check_python(arguments[arguments.index("-m") :])
 
 
 def check_python(arguments: list[str]) -> None:
@@ -394,6 +404,8 @@ def test_every_command_is_documented() -> None:
         "python -m training.train_vae --ot here",
         "python -m training.train_vae --out here --total-nimg many",
         "python -m training.losses",
+        "torchrun --nproc-per-node 8 -m training.train --preset folder --dta here",
+        "accelerate launch training/train.py",
         "python training/train.py",
         "python examples/client.py --class bag",
         "python examples/grpc_client.py --klass bag",
