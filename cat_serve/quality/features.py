@@ -5,6 +5,7 @@ The network and its weights (Apache-2.0) come whole inside two Python packages a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -71,7 +72,7 @@ class EfficientNetFeatures:
     """The pooled features of EfficientNet-Lite0 at 128 px, with the network loaded once."""
 
     title = "EffNetLite0"
-    figures: ClassVar = {"fd": "fd_effnet_lite0", "kd": "kd_effnet_lite0"}
+    figures: ClassVar[Mapping[str, str]] = {"fd": "fd_effnet_lite0", "kd": "kd_effnet_lite0"}
     source = EFFICIENTNET_PACKAGES
 
     def __init__(self) -> None:

@@ -8,6 +8,7 @@ TensorFlow did, and takes bytes: the same numbers as the original FID.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -28,7 +29,7 @@ class InceptionFeatures:
     """
 
     title = "Inception"
-    figures: ClassVar = {"fd": "fid", "kd": "kid"}
+    figures: ClassVar[Mapping[str, str]] = {"fd": "fid", "kd": "kid"}
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():

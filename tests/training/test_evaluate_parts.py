@@ -162,13 +162,13 @@ def test_copies_are_caught_and_unseen_photographs_are_the_measure(tmp_path: Path
     assert "unseen" not in neighbours.find(features["test"], features["train"], None).figures()
 
 
-def test_the_neighbours_that_are_drawn_are_the_first_and_the_most_similar_of_each_class() -> None:
-    labels = np.array([4, 4, 4, 9, 9])
-    groups = neighbours._groups(labels, 5)
-    assert [group.tolist() for group in groups] == [[0, 1, 2], [3, 4]]
-    distances = np.array([3.0, 1.0, 2.0, 5.0, 4.0])
-    assert neighbours._chosen(groups[0], distances)[0] == (0, 1)
-    assert neighbours._chosen(groups[1], distances)[0] == (3, 4)
+def test_every_class_is_drawn_with_its_first_and_its_most_similar_sample() -> None:
+    nearest = np.tile([3.0, 1.0, 2.0], 10)
+    rows = neighbours.chosen_rows(np.arange(10).repeat(3), nearest)
+    assert rows == [(3 * label, 3 * label + 1) for label in range(10)]
+    assert len(neighbours.chosen_rows(np.arange(1000), np.zeros(1000))) == 10
+    assert neighbours.chosen_rows(np.array([4, 4, 4, 9, 9]), nearest[:5]) == [(0, 1), (1, 2), (2, 0), (3, 4), (4, 3)]  # fmt: skip
+    assert neighbours.chosen_rows(None, nearest)[:2] == [(0, 1), (1, 4)]
 
 
 def test_figures_are_of_the_features_given(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class Extractor(Protocol):
     """
 
     title: str
-    figures: Mapping[str, str]
+    figures: ClassVar[Mapping[str, str]]
     source: str
 
     def __call__(self, images: np.ndarray) -> Tensor:
@@ -156,7 +156,7 @@ def choose_metrics(
     Raises:
         InvalidInput: one that is asked for cannot be measured.
     """
-    lacking = {}
+    lacking: dict[str, str] = {}
     if not (reference.labelled and labelled):
         why = "needs labelled samples, and labelled photographs to train on and to test with"
         lacking |= dict.fromkeys(JUDGED, why)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 COUNT = 4
 MAX_ROWS = 10
+PITCH = 1.2  # of rows, in images: room for a line of text
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,44 +68,50 @@ def draw_rows(
 ) -> None:
     """Draw samples with their nearest training photographs: left the first of each class, right the most similar one.
 
-    At most ten classes, spread over all; samples without labels count as one class, of which ten are shown.
+    At most ten classes, spread over all; where there are fewer, or no labels, more rows of each.
     """
+    from matplotlib.patches import Rectangle
+
     from training.evaluation.pictures import saved_figure
 
-    rows = [_chosen(own, found.distances[:, 0]) for own in _groups(made.labels, len(made))]
-    rows = [pair for group in rows for pair in group][:MAX_ROWS]
-    count = found.indices.shape[1]
-    with saved_figure(path, len(rows), 2 * (count + 1) + 1, (11.5, 1.12 * len(rows) + 0.6)) as (figure, axes):  # fmt: skip
-        figure.suptitle(f"Samples (framed) and their nearest training photographs, {title}", fontsize=10)  # fmt: skip
-        for line, pair in zip(axes, rows, strict=True):
-            line[count + 1].set_visible(False)
-            for sample, cells in zip(pair, (line[: count + 1], line[count + 2 :]), strict=True):
-                _row(cells, made.images[sample], train, found.indices[sample], found.distances[sample])  # fmt: skip
+    rows = chosen_rows(made.labels, found.distances[:, 0])
+    across = found.indices.shape[1] + 1
+    size = (2 * across + 1, PITCH * len(rows) + 0.6)
+    with saved_figure(path, 1, 1, size) as (_, axes):
+        panel = axes[0, 0]  # one panel with all images in it: a hundred panels take a minute
+        for row, pair in enumerate(rows):
+            top = row * PITCH
+            for sample, left in zip(pair, (0.0, across + 0.5), strict=True):
+                images = [made.images[sample], *train.images[found.indices[sample]]]
+                for place, image in enumerate(images):
+                    x = left + place
+                    panel.imshow(image, extent=(x, x + 0.95, top + 0.95, top), interpolation="nearest")  # fmt: skip
+                panel.add_patch(Rectangle((left, top), 0.95, 0.95, fill=False, color="tab:red", linewidth=3))  # fmt: skip
+                for place, distance in enumerate(found.distances[sample], start=1):
+                    panel.text(left + place + 0.475, top + 0.98, f"{distance:.2f}", ha="center", va="top", fontsize=9)  # fmt: skip
+        panel.set(xlim=(-0.05, 2 * across + 0.5), ylim=(len(rows) * PITCH, -0.05), aspect="auto")  # fmt: skip
+        panel.set_axis_off()
+        panel.set_title(f"samples (framed) and their nearest of {found.searched:,} training photographs, distances in {title}\nleft: the first of each class; right: the most similar of each class")  # fmt: skip
+
+
+def chosen_rows(labels: np.ndarray | None, nearest: np.ndarray) -> list[tuple[int, int]]:
+    """Return for every row of the picture two samples of one class: the i-th, and the i-th most similar one."""
+    groups = _groups(labels, len(nearest))
+    each = MAX_ROWS // len(groups)
+    rows = []
+    for own in groups:
+        most_similar = own[nearest[own].argsort(kind="stable")]
+        rows += list(zip(own.tolist(), most_similar.tolist(), strict=True))[:each]
+    return rows
 
 
 def _groups(labels: np.ndarray | None, count: int) -> list[np.ndarray]:
+    """Return the samples of each of at most ten classes."""
     if labels is None:
         return [np.arange(count)]
     every = np.unique(labels)
     chosen = every[np.linspace(0, len(every) - 1, min(MAX_ROWS, len(every))).astype(int)]
     return [np.flatnonzero(labels == label) for label in chosen]
-
-
-def _chosen(own: np.ndarray, distances: np.ndarray) -> list[tuple[int, int]]:
-    """Return pairs of the i-th sample of a group and its i-th most similar one."""
-    most_similar = own[distances[own].argsort(kind="stable")]
-    return list(zip(own.tolist(), most_similar.tolist(), strict=True))[:MAX_ROWS]
-
-
-def _row(cells: Any, sample: np.ndarray, train: Photographs, indices: np.ndarray, distances: np.ndarray) -> None:  # fmt: skip
-    for cell, image in zip(cells, [sample, *train.images[indices]], strict=True):
-        cell.imshow(image, interpolation="nearest")
-        cell.set_xticks([])
-        cell.set_yticks([])
-    for spine in cells[0].spines.values():
-        spine.set(edgecolor="tab:red", linewidth=2.5)
-    for cell, distance in zip(cells[1:], distances, strict=True):
-        cell.set_xlabel(f"{distance:.2f}", fontsize=8, labelpad=1)
 
 
 def draw_distances(found: Neighbours, title: str, path: Path) -> None:

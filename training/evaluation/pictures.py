@@ -113,7 +113,7 @@ def draw_confusion(matrix: np.ndarray, names: tuple[str, ...], path: Path) -> No
 
 def draw_over_psi(settings: list[dict[str, Any]], fd_title: str, path: Path) -> None:
     """Draw the figures of several truncations over psi: shares on the left, the Frechet distance on the right."""
-    with saved_figure(path, 1, 2, (11, 4)) as (_, axes):
+    with saved_figure(path, 1, 2, (11, 4.6)) as (_, axes):
         shares, distance = axes[0]
         for labels, dashes in (("balanced", "-"), ("random", "--")):
             rows = sorted((row for row in settings if row["labels"] == labels), key=lambda row: row["truncation_psi"])  # fmt: skip
@@ -128,4 +128,4 @@ def draw_over_psi(settings: list[dict[str, Any]], fd_title: str, path: Path) -> 
             panel.set_ylabel(title)
             panel.grid(alpha=0.3)
             if panel.get_legend_handles_labels()[0]:
-                panel.legend(fontsize=8)
+                panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)

@@ -28,7 +28,11 @@ TITLES = {
 
 def tables(figures: dict[str, Any]) -> str:
     """Return everything that was measured as Markdown."""
-    parts = [f"# {figures['model']}", what(figures), "\n".join(main_table(figures))]
+    parts = [
+        f"# {figures['model']}, version {figures['version']}",
+        what(figures),
+        "\n".join(main_table(figures)),
+    ]
     if "settings" in figures:
         parts.append("\n".join(settings_table(figures["settings"])))
     if command := figures.get("command"):
@@ -44,7 +48,7 @@ def what(figures: dict[str, Any]) -> str:
         of = "every class" if figures["labels"] == "balanced" else "labels at random"
         drawn = f", psi = {figures['truncation_psi']:g}, seeds {first} to {last} of {of}"
     return (
-        f"Version {figures['version']}, {figures['engine']}: {figures['images']:,} images{drawn}, against "
+        f"Measured on {figures['images']:,} images of its own, {figures['engine']}{drawn}, against "
         f"{figures['photographs']:,} photographs of {figures['reference']} in features of {figures['features']}."
     )
 
@@ -57,7 +61,7 @@ def main_table(figures: dict[str, Any]) -> list[str]:
 
 
 def _judged(figures: dict[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     if "recognised" in figures:
         rows.append((
             "recognised by a classifier of training photographs", f"**{figures['recognised']:.1%}**",
@@ -72,7 +76,7 @@ def _judged(figures: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _features(figures: dict[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     if pairs := figures.get("pair_distance"):
         generated = f"{pairs['generated']:.3f} (**{pairs['ratio']:.0%}**)"
         rows.append(("distance of pairs within a class", generated, f"{pairs['real']:.3f}", ""))
@@ -90,7 +94,7 @@ def _neighbours(figures: dict[str, Any]) -> list[tuple[str, ...]]:
     if not (near := figures.get("neighbours")):
         return []
     unseen = near.get("unseen", {})
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (f"distance to the nearest of {near['searched']:,} training photographs, median",
          f"{near['generated']['median']:.2f}", _optional(unseen.get("median"), ".2f"), ""),
         ("the same, 5th percentile", f"{near['generated']['p5']:.2f}", _optional(unseen.get("p5"), ".2f"), ""),
