@@ -140,7 +140,8 @@ class Objective:
         some_real, some_fake = ([x[picked] for x in images] for images in (real, fake))
         noised_real = add_penalty_noise(some_real, rng, sigma, part)
         noised_fake = add_penalty_noise(some_fake, rng, sigma, part)
-        first, labels = (real, fake), y[picked]
+        labels = y[picked]
+        first: tuple[Images, ...] = (real, fake)
         if not self.bf16:
             first = (*first, noised_real, noised_fake)
         counts = [len(images[0]) for images in first]

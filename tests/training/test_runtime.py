@@ -128,7 +128,10 @@ def test_bf16_losses_are_those_of_float32_but_for_rounding(start: StartRun) -> N
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of torch's compiler, about itself
-def test_compiled_blocks_give_the_same_losses(start: StartRun) -> None:
+def test_compiled_blocks_give_the_same_losses(
+    start: StartRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))  # nobody else's files
     eager, compiled = start("eager"), start("compiled", compile=True)
     expected = eager.step()
     for key, value in compiled.step().items():
