@@ -106,7 +106,8 @@ class Loader:
         return batch.pinned() if self.pin else batch
 
     def close(self) -> None:
-        """End the threads; what they made ahead is let go."""
+        """End the threads; what they made ahead is let go. Batches asked for later are made when asked for."""
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=True)
+            self._threads = None
         self._made.clear()

@@ -85,9 +85,10 @@ def test_failure_comes_to_whoever_asks_for_that_batch(latents: Latents) -> None:
 
 def test_threads_end_with_the_loader(latents: Latents) -> None:
     with Loader(latents, 5, BATCH) as loader:
-        loader.at(0)
+        first = loader.at(0)
         assert any(t.name.startswith("loader") for t in threading.enumerate())
     assert not any(t.name.startswith("loader") for t in threading.enumerate())
+    assert torch.equal(loader.at(0).x_real, first.x_real)  # without them
 
 
 def test_shard_that_was_cut_while_open_is_refused(prepared: Path, tmp_path: Path) -> None:
