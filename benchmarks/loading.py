@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from training.data import Latents
+    from training.loader import Loader
 
 CHANNELS, GRID, SHARD, CLASSES = 4, 32, 5000, 1000
 ROW_BYTES = 2 * CHANNELS * GRID * GRID * 2  # mean and standard deviation, float16
@@ -138,6 +139,16 @@ def photograph() -> bytes:
     return stream.getvalue()
 
 
+def reading(read: Callable[[Tensor], Tensor], order: list[Tensor]) -> Callable[[int], Tensor]:
+    """Return work that reads the n-th batch of an order."""
+    return lambda number: read(order[number])
+
+
+def walking(loader: Loader) -> Callable[[int], object]:
+    """Return work that takes the n-th batch of a loader."""
+    return lambda number: loader.at(number * BATCH)
+
+
 def measure(folder: Path, count: int, batches: int) -> dict[str, float]:
     """Return images a second of every part, and seconds of one order over ImageNet."""
     import torch
@@ -152,16 +163,15 @@ def measure(folder: Path, count: int, batches: int) -> dict[str, float]:
     readers = {"mapped": mapped_rows(folder, data), "read": data.moments}
     for name, read in readers.items():
         forget(folder)
-        found[f"{name}_from_disk"] = rate(
-            lambda n, read=read: read(order[n]), min(COLD, batches), clock=time.perf_counter
-        )  # type: ignore[misc]
+        cold = min(COLD, batches)
+        found[f"{name}_from_disk"] = rate(reading(read, order), cold, clock=time.perf_counter)
     for name, read in readers.items():
         for index in order:  # into the page cache
             read(index)
-        found[f"{name}_from_memory"] = rate(lambda n, read=read: read(order[n]), batches)  # type: ignore[misc]
+        found[f"{name}_from_memory"] = rate(reading(read, order), batches)
     for name, ahead in (("batches", 0), ("batches_ahead", AHEAD)):
         with Loader(data, 0, BATCH, ahead=ahead) as loader:
-            found[name] = rate(lambda n, loader=loader: loader.at(n * BATCH), batches)  # type: ignore[misc]
+            found[name] = rate(walking(loader), batches)
     content = photograph()
     found["photographs_decoded"] = rate(lambda _: decode(content, 256), 40, 1)
     start = time.perf_counter()

@@ -61,7 +61,7 @@ class ListedImages:
     ) -> None:
         self.root, self.size_px, self.class_names = root, size_px, class_names
         self.labels = np.repeat(np.arange(len(found)), [len(images) for images in found])
-        self.listed = [image for images in found for image in images]
+        self.listed: Sequence[Listed] = [image for images in found for image in images]
         self.files: tuple[str, ...] | None = tuple(image.name for image in self.listed)
         self.file_bytes: tuple[int, ...] | None = tuple(image.size_bytes for image in self.listed)
         self.description: dict[str, Any] = {

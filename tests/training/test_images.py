@@ -72,7 +72,8 @@ def slow_crop(pixels: np.ndarray, size: int) -> np.ndarray:
     while min(pixels.shape[:2]) >= 2 * size:
         pixels = both(pixels, pixels.shape[0] // 2, pixels.shape[1] // 2, "box")
     scale = size / min(pixels.shape[:2])
-    pixels = both(pixels, *(round(side * scale) for side in pixels.shape[:2]), "bicubic")
+    height, width = (round(side * scale) for side in pixels.shape[:2])
+    pixels = both(pixels, height, width, "bicubic")
     top, left = ((side - size) // 2 for side in pixels.shape[:2])
     return pixels[top : top + size, left : left + size]
 

@@ -81,7 +81,7 @@ def test_kill_at_any_change_of_the_folder_loses_nothing(
     steps = 0
     while True:
         out = tmp_path / f"cut-{steps}"
-        if not killed_at(steps, monkeypatch, lambda out=out: prepare(vae_folder, source, out)):  # type: ignore[misc]
+        if not killed_at(steps, monkeypatch, lambda out=out: prepare(vae_folder, source, out)):
             break
         finished = (out / "index.json").exists()
         if not finished:

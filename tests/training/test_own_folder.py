@@ -145,7 +145,7 @@ def check_what_was_made(place: Path, reports: list[Report]) -> None:
     said = " ".join(text for words, _, text in reports if "--from" in words)
     assert "3 classes are known by their names, 1 are new: wren" in said
     assert "discriminator from beside it" in said
-    assert second.training["initial"]["name"] == "birds-64"  # type: ignore[index]
+    assert second.training["initial"]["name"] == "birds-64"
     assert Image.open(place / "herons.png").width > 64
     assert {path.name for path in (place / "my-models").iterdir()} >= {"birds-64", "more-birds-64"}
     assert not torch.equal(*(c.generator.mapping.class_embedding[:3] for c in (first, second)))
