@@ -53,7 +53,9 @@ def fashion_latents(
 
 @pytest.fixture
 def pixel_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(representation, "open_teacher", lambda name, weights: PixelTeacher())
+    monkeypatch.setattr(
+        representation, "open_teacher", lambda name, weights, device: PixelTeacher()
+    )
 
 
 def make_objective(config: TrainConfig) -> Objective:
