@@ -107,7 +107,7 @@ class Latents:
         shard_of = np.searchsorted(self._starts, at, side="right") - 1
         rows = np.empty((len(at), *self._row.shape[1:]), self._row.dtype)
         size = rows[:1].nbytes
-        buffer = memoryview(rows.reshape(-1)).cast("B")
+        buffer = rows.view(np.uint8).reshape(-1).data
         places = zip(shard_of.tolist(), (at - self._starts[shard_of]).tolist(), strict=True)
         for number, (shard, row) in enumerate(places):
             part = buffer[number * size : (number + 1) * size]

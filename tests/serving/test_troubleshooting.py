@@ -60,7 +60,7 @@ def test_codes_have_the_status_that_the_page_says() -> None:
     assert {code: int(status) for code, status in rows} == {
         code: PROBLEMS[code].status for code, _ in rows
     }
-    beyond_the_request = {code for code, kind in PROBLEMS.items() if kind.status in (401, 429) or kind.status >= 500}  # fmt: skip
+    beyond_the_request = {code for code, kind in PROBLEMS.items() if kind.status in (400, 401, 408, 429) or kind.status >= 500}  # fmt: skip
     assert {code for code, _ in rows} == beyond_the_request
 
 
