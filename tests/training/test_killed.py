@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cat_serve.errors import DataError
 from training.data import Latents
@@ -39,6 +40,9 @@ def in_a_child(work: Callable[[], object]) -> int:
     if (child := os.fork()) == 0:
         try:
             os.close(2)
+            torch.set_num_threads(
+                1
+            )  # the threads of the pool were not copied, and would be waited for
             work()
         finally:
             os._exit(0)
@@ -67,6 +71,7 @@ def killed_at(step: int, monkeypatch: pytest.MonkeyPatch, work: Callable[[], obj
         return in_a_child(work) == signal.SIGKILL
 
 
+@pytest.mark.slow  # it forks some twenty times
 @pytest.mark.usefixtures("small_shards")
 def test_kill_at_any_change_of_the_folder_loses_nothing(
     write_images: WriteImages,
