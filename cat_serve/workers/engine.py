@@ -8,17 +8,14 @@ import os
 import shutil
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from cat_serve import logs
 from cat_serve.backends.local import BackendFactory
-from cat_serve.commands import OK, explain_failure
-from cat_serve.errors import CatServeError
+from cat_serve.commands import OK
 from cat_serve.keys import KeyRing
 from cat_serve.opening import service_of
 from cat_serve.reloading import on_hangup
@@ -27,6 +24,7 @@ from cat_serve.settings import Settings
 from cat_serve.tracing import from_environment
 from cat_serve.workers.control import Control, Order, ignore_signals
 from cat_serve.workers.hub import Hub
+from cat_serve.workers.process import run_process
 
 
 @dataclass(frozen=True)
@@ -70,12 +68,7 @@ def main(arguments: EngineArguments, pipe: Connection) -> None:
     SIGTERM is the supervisor's alone, too: workers must come to their end first.
     """
     ignore_signals(signal.SIGTERM)
-    logs.configure(arguments.settings.log_level, arguments.settings.log_format, pid=True)
-    try:
-        asyncio.run(_serve(arguments, pipe))
-    except CatServeError as error:
-        sys.exit(explain_failure(error))
-    sys.exit(OK)
+    run_process(arguments.settings, _serve(arguments, pipe))
 
 
 async def _serve(arguments: EngineArguments, pipe: Connection) -> None:

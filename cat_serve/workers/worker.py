@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -15,15 +13,13 @@ from typing import Any
 
 import uvicorn
 
-from cat_serve import logs
-from cat_serve.commands import OK, explain_failure
-from cat_serve.errors import CatServeError
 from cat_serve.keys import KeyRing
 from cat_serve.opening import limits_of
 from cat_serve.settings import Settings
 from cat_serve.web.app import application
 from cat_serve.web.server import Server, config_of
 from cat_serve.workers.control import Control, Order, ignore_signals
+from cat_serve.workers.process import run_process
 from cat_serve.workers.remote import RemoteService
 
 
@@ -80,12 +76,7 @@ class WorkerServer(Server):
 def main(arguments: WorkerArguments, pipe: Connection) -> None:
     """Serve until ordered to leave; the target of the process."""
     ignore_signals(signal.SIGHUP)
-    logs.configure(arguments.settings.log_level, arguments.settings.log_format, pid=True)
-    try:
-        asyncio.run(_serve(arguments, pipe))
-    except CatServeError as error:
-        sys.exit(explain_failure(error))
-    sys.exit(OK)
+    run_process(arguments.settings, _serve(arguments, pipe))
 
 
 async def _serve(arguments: WorkerArguments, pipe: Connection) -> None:
