@@ -69,7 +69,7 @@ class Forecast:
     def request_s(self, images: int) -> float | None:
         """Return how long a request takes that comes now, if nobody else comes; None while nothing is known."""
         waiting = self._waiting()
-        if not waiting and not self._slots.taken:  # the usual case
+        if not waiting and not self._slots.taken and not any(self._others_waiting()):  # the usual case
             return None if self.line is None else self._alone_s(self._pace, images)
         own, later = turns(waiting, images, self._max_batch, self._apart)
         completed_s = self._completed_s(own, later)
@@ -121,6 +121,9 @@ class Forecast:
         if self in self._slots.queues:
             self._slots.queues.remove(self)
 
+    def _others_waiting(self) -> Iterator[list[float]]:
+        return (queue.upcoming() for queue in self._slots.queues if queue is not self)
+
     def _lingers_s(self, images: int) -> float:
         return self._delay_s if images < self._max_batch else 0.0
 
@@ -145,7 +148,7 @@ class Forecast:
         others = [queue for queue in self._slots.queues if queue is not self]
         running = [*self.running(), *chain.from_iterable(queue.running() for queue in others)]
         works = [self._pace.seconds_for(size) for size in (*own, *later)]
-        mixed = list(_in_turn(works, [queue.upcoming() for queue in others]))
+        mixed = list(_in_turn(works, [*self._others_waiting()]))
         places = [at for at, (is_own, _) in enumerate(mixed) if is_own]
         order = [work for _, work in mixed] if own else []
         last = places[len(own) - 1] if own else None
