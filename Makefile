@@ -17,6 +17,8 @@ FASHION_MNIST := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
 # The browser that tests of the playground drive: https://packages.debian.org/chromium-headless-shell
 CHROMIUM := $(firstword $(shell which chromium-headless-shell chromium chromium-browser google-chrome 2>/dev/null) \
   /usr/bin/chromium-headless-shell)
+# What tests of the alerts ask: https://packages.debian.org/prometheus. Unpacked, because installed it would run as a service.
+PROMTOOL := $(firstword $(shell which promtool 2>/dev/null) .prometheus/usr/bin/promtool)
 
 .DEFAULT_GOAL := help
 
@@ -69,6 +71,9 @@ $(FASHION_MNIST):
 $(CHROMIUM):
 	@.ci/install-debian chromium-headless-shell curl
 
+$(PROMTOOL):
+	@.ci/unpack-debian prometheus promtool .prometheus
+
 # --- the two commands ------------------------------------------------------------------------
 
 serve: $(SERVE)/installed  ## serve the model that ships in this repository on 127.0.0.1:8000
@@ -77,10 +82,10 @@ serve: $(SERVE)/installed  ## serve the model that ships in this repository on 1
 triton: $(DEV)/installed $(TRITON)/installed  ## serve the same repository with a real Triton (gRPC on 8001)
 	@exec $(DEV)/bin/python -m export.triton_server --repository model_repository
 
-test: $(DEV)/installed $(TRITON)/installed | $(FASHION_MNIST) $(CHROMIUM)  ## run the quick test suite
+test: $(DEV)/installed $(TRITON)/installed | $(FASHION_MNIST) $(CHROMIUM) $(PROMTOOL)  ## run the quick test suite
 	$(DEV)/bin/python -m pytest -m 'not slow'
 
-test-all: $(DEV)/installed $(TRITON)/installed | $(FASHION_MNIST) $(CHROMIUM)  ## run every test, the slow ones too
+test-all: $(DEV)/installed $(TRITON)/installed | $(FASHION_MNIST) $(CHROMIUM) $(PROMTOOL)  ## run every test, the slow ones too
 	$(DEV)/bin/python -m pytest
 
 check: $(DEV)/installed  ## formatting, lint, types, import rules, Dockerfile, manifests, then the tests
@@ -150,4 +155,4 @@ sbom: $(SERVE)/installed $(DEV)/installed  ## list what the serving environment 
 	@$(DEV)/bin/python .ci/check_sbom.py build/sbom.cdx.json
 
 clean:  ## remove environments and caches; runs/, data/ and dist/ stay
-	rm -rf $(SERVE) $(DEV) $(TRITON) $(CHECKOV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(SERVE) $(DEV) $(TRITON) $(CHECKOV) .prometheus .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

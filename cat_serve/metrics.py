@@ -26,6 +26,7 @@ SECONDS = (
 )  # fmt: skip
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 REASONS = ("queue_full", "deadline_queue", "deadline_idle")
+RELOADED = ("replaced", "failed")  # what a reload may do with a model that is served
 RATIOS = (0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 4.0)
 PREFIX = "cat_serve_"
 IN_PROCESS = "embedded"
@@ -74,13 +75,15 @@ class Metrics:
             self.served(name)
 
     def served(self, model: str) -> None:
-        """Show a model before anything of it is counted."""
+        """Show a model before anything of it is counted: Prometheus sees no rise to a first sample of 1."""
         for metric in (self._queue, self._generate, self._encode, self._batch, self._ratio):
             metric.labels(model)
         self._images.labels(model)
         self._bad.labels(model)
         for reason in REASONS:
             self._refused.labels(model, reason)
+        for outcome in RELOADED:
+            self._reloads.labels(model, outcome)
 
     def made(
         self, model: str, images: int, queue_ms: float, generate_ms: float, key: str | None

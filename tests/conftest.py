@@ -15,6 +15,13 @@ pytest_plugins = ["tests.triton_servers"]
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 # the quickest first: it starts and draws in a third of the time
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+UNPACKED_PROMTOOL = Path(__file__).parent.parent / ".prometheus/usr/bin/promtool"
+
+
+def promtool() -> str | None:
+    """Return Prometheus' tool: the machine's, or the one that `make test` unpacked; None if it is not here."""
+    here = str(UNPACKED_PROMTOOL) if UNPACKED_PROMTOOL.is_file() else None
+    return shutil.which("promtool") or here
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,6 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = {
         "fashion_mnist": None if FASHION_MNIST.is_dir() else "dataset-fashion-mnist",
         "chromium": None if any(map(shutil.which, BROWSERS)) else BROWSERS[0],
+        "promtool": None if promtool() else "prometheus",
     }
     for item in items:
         for marker, package in missing.items():

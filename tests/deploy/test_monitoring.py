@@ -138,6 +138,15 @@ def test_codes_and_values_in_queries_exist() -> None:
     assert {code for group in codes for code in group.split("|")} <= PROBLEMS.keys()
 
 
+def test_alert_of_failures_counts_every_code_of_the_servers_own() -> None:
+    from cat_serve.web.problems import PROBLEMS
+
+    counted = re.search(r'code=~"([a-z_|]+)"', dict(alert_queries())["CatServeRequestsFail"])
+    assert counted
+    own = {code for code, kind in PROBLEMS.items() if kind.status >= 500}
+    assert set(counted[1].split("|")) == own - {"deadline_exceeded"}  # which its client chose
+
+
 def test_legends_name_labels_that_the_query_keeps() -> None:
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", []):

@@ -163,6 +163,7 @@ async def test_every_model_is_there_before_its_first_request(run_app: Any, add_m
     for model in ("one", "two"):
         assert value(samples, "images_total", model=model) == 0
         assert value(samples, "queue_seconds_count", model=model) == 0
+        assert value(samples, "reloads_total", model=model, outcome="failed") == 0
 
 
 async def test_what_clients_write_never_becomes_a_label(running: Any) -> None:
