@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.chaos.load import Tally, keep_asking, send, session
-from benchmarks.chaos.measures import Slope, slope_of
+from benchmarks.chaos.measures import Growth, usual_growth
 from benchmarks.chaos.results import Promise, Result, at_most, none_of
 from benchmarks.chaos.servers import COMMAND_LINE, Server, running
 from benchmarks.chaos.traffic import HEAVIEST, MIXED
@@ -55,7 +55,7 @@ async def soak(plan: Plan) -> Result:
         after = await _settled(server, before)
         code, log = server.terminate(), server.log
     promises = (*_kept(tally, code, log), *_bounded(plan, before, samples, after))
-    slope = memory_slope(samples)
+    growth = memory_growth(samples)
     return Result(
         "soak, mixed load",
         promises,
@@ -63,24 +63,24 @@ async def soak(plan: Plan) -> Result:
         tally.requests,
         len(tally.lost) + len(tally.wrong_bytes),
         load=f"{tally.requests / seconds:.0f} requests/s of {len(tally.kinds)} kinds, {plan.clients} clients",
-        memory=f"{slope.value:+.0f} bytes a request ({slope.low:+.0f} to {slope.high:+.0f})",
+        memory=f"{growth.value:+.0f} bytes a request ({growth.low:+.0f} to {growth.high:+.0f})",
         figures={
             "kinds": dict(tally.kinds),
             "statuses": {str(status): count for status, count in tally.statuses.items()},
             "rss_mb": [round(sample.rss_bytes / 1e6, 1) for sample in samples],
-            "bytes_a_request": [slope.value, slope.low, slope.high],
+            "bytes_a_request": [growth.value, growth.low, growth.high],
         },
     )
 
 
-def memory_slope(samples: Sequence[Sample]) -> Slope:
+def memory_growth(samples: Sequence[Sample]) -> Growth:
     """Return how many bytes of memory a request costs for good, after the warm-up.
 
     Raises:
         ValueError: the soak was too short.
     """
     later = samples[int(WARM_UP_SHARE * len(samples)) :]
-    return slope_of([s.requests for s in later], [s.rss_bytes for s in later])
+    return usual_growth([s.requests for s in later], [s.rss_bytes for s in later])
 
 
 def growth_limit(samples: Sequence[Sample]) -> float:
@@ -139,8 +139,8 @@ def _bounded(
     plan: Plan, before: Sample, samples: Sequence[Sample], after: Sample
 ) -> tuple[Promise, ...]:
     grows = at_most(
-        "memory that a request costs for good, upper end of the 95 % interval",
-        memory_slope(samples).high,
+        "memory that a request costs for good, upper end of the 96 % interval",
+        memory_growth(samples).high,
         growth_limit(samples),
         "bytes",
     )

@@ -17,7 +17,7 @@ from benchmarks.chaos.watching import Sample
 SECONDS = 20.0
 
 LEAKS = {
-    "memory that a request costs for good, upper end of the 95 % interval": """
+    "memory that a request costs for good, upper end of the 96 % interval": """
         kept = []
         async def leaking(self, scope, receive, send, own=RequestId.__call__):
             kept.append(b"x" * 400_000)
