@@ -58,6 +58,8 @@ class GeneratorConfig:
     class_dim: int = 64
     modulation: Modulation = "shift"
 
+    psi_meaning = "w_lerp"  # of truncation_psi: toward the class's mean of w
+
     def __post_init__(self) -> None:
         if self.latent_size % self.patch:
             raise InvalidInput(
@@ -94,6 +96,19 @@ class GeneratorConfig:
     @property
     def tokens_per_side(self) -> int:
         return self.latent_size // self.patch
+
+    @property
+    def z_shape(self) -> tuple[int, ...]:
+        return (self.z_dim,)
+
+    @property
+    def output_size(self) -> int:
+        """Side of what is handed to the decoder."""
+        return self.latent_size
+
+    @property
+    def output_channels(self) -> int:
+        return self.latent_channels
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,4 +1,4 @@
-"""From latents to pixels: the decoder of a VAE, and the project's one rounding rule in torch."""
+"""From latents to pixels: the decoder of a VAE, or none, and the project's one rounding rule in torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cat_serve.model.vae import latent_affine
+from cat_serve.model.vae import LatentAffine, latent_affine
 
 if TYPE_CHECKING:
     from cat_serve.model.vae import Vae
@@ -18,17 +18,23 @@ class Decoder(nn.Module):
     """vae.decode(latents * std + mean): latents [B, C, h, w] to images [B, 3, H, W], nominally -1..1.
 
     A tiny decoder (TAESD) stands where an AutoencoderKL's would: it takes the latents as SD-VAE's were scaled.
+
+    Args:
+        affine: mean and std, which broadcast to [C, h, w]; None: the VAE's own.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, vae: Vae) -> None:
+    def __init__(self, vae: Vae, affine: LatentAffine | None = None) -> None:
         super().__init__()
         self.post_quant_conv = getattr(vae, "post_quant_conv", None) or nn.Identity()
         self.decoder = vae.decoder
-        for name, values in zip(("mean", "std"), latent_affine(vae), strict=True):
-            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+        if affine is None:
+            mean, std = (torch.tensor(v).view(-1, 1, 1) for v in latent_affine(vae))
+            affine = LatentAffine(mean, std)
+        self.register_buffer("mean", affine.mean, persistent=False)
+        self.register_buffer("std", affine.std, persistent=False)
 
     def forward(self, latents: Tensor) -> Tensor:
         dtype = next(self.decoder.parameters()).dtype
@@ -43,6 +49,16 @@ class Decoder(nn.Module):
             for name, child in module.named_children():
                 if isinstance(child, nn.GroupNorm):
                     setattr(module, name, Float32GroupNorm(child))
+
+
+class Pixels(nn.Module):
+    """The decoder of a generator that makes pixels itself: [B, 3, H, W] in, the same out."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images
+
+    def halve(self) -> None:
+        """Leave everything as it is: there are no weights."""
 
 
 class Float32GroupNorm(nn.Module):

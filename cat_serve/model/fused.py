@@ -16,8 +16,8 @@ from cat_serve.contract import (
     StudioBatch,
     StudioOutput,
 )
-from cat_serve.model.checkpoint import Checkpoint
-from cat_serve.model.decoder import Decoder, rounded
+from cat_serve.model.checkpoint import AnyGenerator, Checkpoint, cat_generator
+from cat_serve.model.decoder import Decoder, Pixels, rounded
 from cat_serve.model.generator import Generator
 from cat_serve.model.layers import EqualizedLinear
 
@@ -25,7 +25,7 @@ from cat_serve.model.layers import EqualizedLinear
 class _Fused(nn.Module):
     """What the plain and the studio form share: the parts, their precision, and pixels from latents."""
 
-    def __init__(self, generator: Generator, decoder: Decoder) -> None:
+    def __init__(self, generator: AnyGenerator, decoder: Decoder | Pixels) -> None:
         super().__init__()
         self.generator = generator
         self.decoder = decoder
@@ -41,13 +41,12 @@ class _Fused(nn.Module):
             trunk: precision of blocks and heads; mapping, norms and rounding are float32 always.
             decoder: precision of the VAE decoder. A halved module is for tracing: a CPU takes minutes for it.
         """
-        model = cls(
-            fold_equalized(copy.deepcopy(checkpoint.generator)),
-            Decoder(copy.deepcopy(checkpoint.vae)),
-        )
+        generator, vae = copy.deepcopy(checkpoint.generator), copy.deepcopy(checkpoint.vae)
+        if isinstance(generator, Generator):
+            fold_equalized(generator)
+        model = cls(generator, Pixels() if vae is None else Decoder(vae, checkpoint.affine))
         if trunk == "fp16":
-            model.generator.blocks.half()
-            model.generator.heads.half()
+            model.generator.halve()
         if decoder == "fp16":
             model.decoder.halve()
         return model.eval().requires_grad_(False)
@@ -70,7 +69,7 @@ class FusedModel(_Fused):
         """Make images; a bad row gives ok = False and harms no other row.
 
         Args:
-            z: float32 [B, z_dim]; class_id: int64 [B]; truncation_psi: float32 [B].
+            z: float32 [B, *z_shape]; class_id: int64 [B]; truncation_psi: float32 [B].
 
         Returns:
             images uint8 [B, H, W, 3], and ok bool [B]: class and psi in range, and every decoded value finite
@@ -91,6 +90,20 @@ class FusedModel(_Fused):
 
 class StudioModel(_Fused):
     """(z, class_id, class_weight, truncation_psi) -> (images, ok, stage_images); see `cat_serve.contract`."""
+
+    generator: Generator
+
+    @classmethod
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint, trunk: Precision = "fp32", decoder: Precision = "fp32"
+    ) -> Self:
+        """Fuse a checkpoint's parts, as `FusedModel` does.
+
+        Raises:
+            CheckpointError: the generator has no stages, and no class embeddings to mix.
+        """
+        cat_generator(checkpoint)
+        return super().from_checkpoint(checkpoint, trunk, decoder)
 
     def forward(
         self, z: Tensor, class_id: Tensor, class_weight: Tensor, truncation_psi: Tensor

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cat_serve.model import blocks
+from cat_serve.model.blocks import Modulated
 from cat_serve.model.config import GeneratorConfig, Modulation, swiglu_width
 from cat_serve.model.layers import (
     Attention,
     EqualizedLinear,
+    PlainRMSNorm,
     SwiGLU,
     at_least_float32,
-    linear,
     rms_norm,
     rope_angles,
     rope_table,
@@ -26,7 +28,6 @@ from cat_serve.model.layers import (
     unpatchify,
 )
 
-MODULATION_GAIN = 0.1
 MAPPING_EPS = 1e-8
 MAPPING_SCALE = 128.0
 W_AVG_DECAY = 0.995
@@ -62,58 +63,28 @@ class Mapping(nn.Module):
         return self.second(functional.silu(self.first(torch.cat(normalised, dim=-1))))
 
 
-class Modulated(nn.Module):
-    """Linear(SiLU(w)), cut into `parts` vectors of the trunk's width, each [B, 1, C]."""
-
-    def __init__(self, width: int, parts: int) -> None:
-        super().__init__()
-        self.parts = parts
-        self.project = linear(width, parts * width, gain=MODULATION_GAIN)
-
-    def forward(self, w: Tensor) -> tuple[Tensor, ...]:
-        return self.project(functional.silu(w)).unsqueeze(1).chunk(self.parts, dim=-1)
-
-
-def modulate(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
-    """Return rms(x) * (1 + scale) + shift."""
-    scaled = rms_norm(x) * (1 + scale)
-    return scaled if shift is None else scaled + shift
-
-
-class Block(nn.Module):
-    """u += gate1 * Attn(rms(u)*(1+scale1)+shift1); u += gate2 * FFN(rms(u)*(1+scale2)+shift2).
-
-    GAT's blocks have four vectors instead of six: no shifts.
-    """
+class Block(blocks.Block):
+    """A block with rms norms without a scale and SwiGLU; six vectors, or four as in GAT: no shifts."""
 
     def __init__(self, width: int, heads: int, modulation: Modulation) -> None:
-        super().__init__()
-        self.has_shift = modulation == "shift"
-        self.modulation = Modulated(width, 6 if self.has_shift else 4)
-        self.attention = Attention(width, heads)
-        self.ffn = SwiGLU(width, swiglu_width(width))
-
-    def forward(self, u: Tensor, w: Tensor, rope: Tensor) -> Tensor:
-        shift1 = shift2 = None
-        if self.has_shift:
-            scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(w)
-        else:
-            scale1, gate1, scale2, gate2 = self.modulation(w)
-        u = u + gate1 * self.attention(modulate(u, scale1, shift1), rope)
-        return u + gate2 * self.ffn(modulate(u, scale2, shift2))
+        super().__init__(
+            modulation=Modulated(width, 6 if modulation == "shift" else 4),
+            attention=Attention(width, heads),
+            ffn=SwiGLU(width, swiglu_width(width)),
+            norm=PlainRMSNorm,
+        )
 
 
-class Head(nn.Module):
+class Head(blocks.Head):
     """Linear_{C -> p*p*channels}(rms(u)*(1+scale)+shift); GAT's heads have the scale alone."""
 
     def __init__(self, config: GeneratorConfig) -> None:
-        super().__init__()
-        self.modulation = Modulated(config.width, 2 if config.modulation == "shift" else 1)
-        self.project = linear(config.width, config.patch**2 * config.latent_channels)
-
-    def forward(self, u: Tensor, w: Tensor) -> Tensor:
-        scale, *shift = self.modulation(w)
-        return self.project(modulate(u, scale, shift[0] if shift else None))
+        super().__init__(
+            modulation=Modulated(config.width, 2 if config.modulation == "shift" else 1),
+            width=config.width,
+            outputs=config.patch**2 * config.latent_channels,
+            norm=PlainRMSNorm(),
+        )
 
 
 def truncate_toward(center: Tensor, w: Tensor, truncation_psi: Tensor) -> Tensor:
@@ -207,6 +178,11 @@ class Generator(nn.Module):
                 h = unpatchify(tokens.to(u.dtype), config.tokens_per_side, config.patch)
                 outputs.append(outputs[-1] + h if outputs else h)
         return outputs
+
+    def halve(self) -> None:
+        """Make blocks and heads float16; the mapping network and `w_avg` stay float32."""
+        self.blocks.half()
+        self.heads.half()
 
     @torch.no_grad()
     def update_w_avg(self, w: Tensor, class_id: Tensor) -> None:

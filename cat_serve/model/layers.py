@@ -39,6 +39,21 @@ class RMSNorm(nn.Module):
         return rms_norm(x) * self.weight
 
 
+class PlainRMSNorm(nn.Module):
+    """RMS normalisation without a scale; it holds no weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x)
+
+
+class PlainLayerNorm(nn.Module):
+    """Layer normalisation without scale and shift, eps 1e-6, computed in float32; it holds no weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = at_least_float32(x)
+        return functional.layer_norm(wide, x.shape[-1:], eps=NORM_EPS).to(x.dtype)
+
+
 class EqualizedLinear(nn.Module):
     """A linear layer that learns at a hundredth of the learning rate (GAT's mapping network).
 
@@ -62,11 +77,12 @@ class EqualizedLinear(nn.Module):
         return functional.linear(x, *self.effective())
 
 
-def linear(in_features: int, out_features: int, gain: float = 1.0) -> nn.Linear:
+def linear(in_features: int, out_features: int, gain: float = 1.0, bias: bool = True) -> nn.Linear:
     """Make a linear layer with Xavier-uniform weight and zero bias."""
-    layer = nn.Linear(in_features, out_features)
+    layer = nn.Linear(in_features, out_features, bias=bias)
     nn.init.xavier_uniform_(layer.weight, gain=gain)
-    nn.init.zeros_(layer.bias)
+    if bias:
+        nn.init.zeros_(layer.bias)
     return layer
 
 
@@ -103,6 +119,13 @@ def rope_angles(side: int, head_dim: int) -> Tensor:
     return torch.cat([row, column], dim=-1).reshape(side * side, 2 * pairs).float()
 
 
+def sequence_rope_angles(length: int, head_dim: int) -> Tensor:
+    """Return the rotation angles of 1-D RoPE over `length` tokens: float32 [length, head_dim/2]; base 10000."""
+    pairs = head_dim // 2
+    omega = ROPE_BASE ** -(torch.arange(pairs, dtype=torch.float64) / pairs)
+    return (torch.arange(length, dtype=torch.float64)[:, None] * omega).float()
+
+
 def rope_table(angles: Tensor) -> Tensor:
     """Turn angles [N, head_dim/2] into the table [2, N, head_dim] of cosines and signed sines."""
     cos = angles.cos().repeat_interleave(2, dim=-1)
@@ -124,20 +147,20 @@ def apply_rope(x: Tensor, table: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with RMS-normalised queries and keys and rotary positions."""
+    """Multi-head self-attention, by default with RMS-normalised queries and keys and biases."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, qk_norm: bool = True, bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = linear(width, 3 * width)
-        self.q_norm = RMSNorm(width // heads)
-        self.k_norm = RMSNorm(width // heads)
-        self.out = linear(width, width)
+        self.qkv = linear(width, 3 * width, bias=bias)
+        self.q_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
+        self.out = linear(width, width, bias=bias)
 
     def forward(
         self,
         x: Tensor,
-        rope: Tensor,
+        rope: Tensor | None,
         groups: tuple[int, ...] | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
@@ -145,13 +168,14 @@ class Attention(nn.Module):
 
         Args:
             x: [B, N, C].
-            rope: [2, N, C/heads].
+            rope: [2, N, C/heads], or None for no rotary positions.
             groups: lengths that sum to N, or None for one group of all tokens.
             mask: bool [N, N], True where a query may see a key.
         """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        q = apply_rope(self.q_norm(q), rope)
-        k = apply_rope(self.k_norm(k), rope)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = apply_rope(q, rope), apply_rope(k, rope)
         if groups is None:
             y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         else:
@@ -161,19 +185,31 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """W3(SiLU(W1 x) * W2 x) with biases; W1 and W2 are one matrix."""
+    """W3(SiLU(W1 x) * W2 x), by default with biases; W1 and W2 are one matrix."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, bias: bool = True) -> None:
         super().__init__()
-        self.w12 = linear(width, 2 * hidden)
+        self.w12 = linear(width, 2 * hidden, bias=bias)
         for half in self.w12.weight.data.chunk(2):  # each half is a layer of its own
             bound = math.sqrt(6 / (width + hidden))
             nn.init.uniform_(half, -bound, bound)
-        self.w3 = linear(hidden, width)
+        self.w3 = linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.w12(x).chunk(2, dim=-1)
         return self.w3(functional.silu(gate) * value)
+
+
+class GeluMLP(nn.Module):
+    """W2(GELU(W1 x)) with GELU's tanh form, as DiT has it."""
+
+    def __init__(self, width: int, hidden: int, bias: bool = True) -> None:
+        super().__init__()
+        self.w1 = linear(width, hidden, bias=bias)
+        self.w2 = linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(functional.gelu(self.w1(x), approximate="tanh"))
 
 
 def run_block(checkpointing: bool, block: nn.Module, *inputs: Any) -> Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from torch import Tensor
 
 from cat_serve.errors import CheckpointError
 
@@ -24,6 +26,25 @@ CONVERT = (
     "a .bin file is a pickle, which can run any code: convert one that you trust with "
     'AutoencoderKL.from_pretrained("FOLDER", use_safetensors=False).save_pretrained("NEW")'
 )
+
+
+@dataclass(frozen=True)
+class LatentAffine:
+    """posterior = latents * std + mean, where it is not the VAE's own: float32, broadcast to [C, h, w].
+
+    [1, 1, 1] is one scale for all, [C, 1, 1] one for each channel, [C, h, w] one for each position.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @property
+    def kind(self) -> str:
+        """Return `scalar`, `per channel` or `per position`."""
+        channels, *sides = torch.broadcast_shapes(self.mean.shape, self.std.shape)
+        if max(sides) > 1:
+            return "per position"
+        return "per channel" if channels > 1 else "scalar"
 
 
 def load_vae(path: Path) -> AutoencoderKL:
