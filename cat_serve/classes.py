@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +16,18 @@ MAX_LISTED = 20
 FIRST_LISTED = 5
 MAX_SUGGESTIONS = 3
 SIMILARITY = 0.55
+WORD_SIMILARITY = 0.8
+MAX_WORDS = 8  # of what was asked; each is held against every word of every name
 IMAGENET_CLASSES = 1000
 EXAMPLE_MODEL = (
     "cat-m2-256"  # what to name to somebody who asks a small model for an ImageNet class
 )
+ALL_LISTED = "GET /classes lists all of them, and so does cat-serve classes"
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,100}")  # more digits are no index, and int() refuses 4,300
+_SEPARATORS = re.compile(
+    r"[\s_\-\u2010-\u2015]+"
+)  # between words; U+2010 to U+2015 are hyphens and dashes
 
 
 def imagenet_names() -> tuple[str, ...]:
@@ -30,8 +37,12 @@ def imagenet_names() -> tuple[str, ...]:
 
 
 def fold(name: str) -> str:
-    """Reduce a name to what is compared: no case; spaces, underscores and hyphens are alike."""
-    return re.sub(r"[\s_-]+", " ", name.casefold()).strip()
+    """Reduce a name to what is compared: no case; spaces, underscores and hyphens are alike.
+
+    Letters that Unicode writes in several ways are one: an umlaut as a letter, or as a letter and two dots.
+    """
+    known = unicodedata.normalize("NFKC", name).casefold()  # which may compose and decompose again
+    return _SEPARATORS.sub(" ", unicodedata.normalize("NFKC", known)).strip()
 
 
 class Classes:
@@ -63,10 +74,9 @@ class Classes:
         """
         text = text.strip()
         if _INTEGER.fullmatch(text):
-            index = int(text)
-            if not text.startswith("-") and index < len(self):
-                return index
-            self._refuse_index(index, others)
+            if text.isdigit() and int(text) < len(self):
+                return int(text)
+            self._refuse_index(text, others)
         found = self._indices.get(fold(text), [])
         if len(found) == 1:
             return found[0]
@@ -86,8 +96,19 @@ class Classes:
         wanted = fold(text)
         inside = [key for key in self._indices if len(wanted) > 2 and wanted in key]
         near = difflib.get_close_matches(wanted, self._indices, MAX_SUGGESTIONS, SIMILARITY)
-        keys = list(dict.fromkeys([*near, *inside]))[:MAX_SUGGESTIONS]
+        keys = list(dict.fromkeys([*near, *inside, *self._with_words_of(wanted)]))[:MAX_SUGGESTIONS]
         return [self.names[self._indices[key][0]] for key in keys]
+
+    def _with_words_of(self, wanted: str) -> list[str]:
+        """Return the names with a word that resembles one of `wanted`, as in "a photo of boots"."""
+        words = {word for key in self._indices for word in key.split()}
+        near = {
+            close
+            for word in list(dict.fromkeys(wanted.split()))[:MAX_WORDS]
+            if len(word) > 2
+            for close in difflib.get_close_matches(word, words, MAX_SUGGESTIONS, WORD_SIMILARITY)
+        }
+        return [key for key in self._indices if not near.isdisjoint(key.split())]
 
     def _shown(self) -> int:
         return len(self) if len(self) <= MAX_LISTED else FIRST_LISTED
@@ -98,12 +119,14 @@ class Classes:
     def _accepted(self) -> str:
         return f"an index from 0 to {len(self) - 1}, or a class name"
 
-    def _refuse_index(self, index: int, others: Sequence[Classes]) -> NoReturn:
-        takers = [other.model for other in others if 0 <= index < len(other)]
+    def _refuse_index(self, text: str, others: Sequence[Classes]) -> NoReturn:
+        index = int(text)
+        takers = [other.model for other in others if text.isdigit() and index < len(other)]
+        signed = 0 <= index < len(self)
         raise UnknownClass(
-            f"The model {self.model} has no class {index}: {self.describe()}.",
-            hint=_where_index_exists(index, takers),
-            got=index,
+            f"The model {self.model} has no class {text}: {self.describe()}.",
+            hint=f"an index has no sign: {index}" if signed else _where_index_exists(index, takers),
+            got=text if signed else index,
             accepted=self._accepted(),
             model=self.model,
             num_classes=len(self),
@@ -127,7 +150,7 @@ class Classes:
         wanted = " or ".join(repr(name) for name in suggestions)
         raise UnknownClass(
             f"The model {self.model} has no class {text!r}: {self.describe()}.",
-            hint=f"did you mean {wanted}?" if suggestions else "GET /classes lists all of them",
+            hint=f"did you mean {wanted}?" if suggestions else ALL_LISTED,
             got=text,
             accepted=self._accepted(),
             model=self.model,
