@@ -119,8 +119,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
 
     def _open_initial(self, path: Path) -> Initial:
-        own = self.folder / f"{self.config.name}.safetensors"
-        if path.resolve() == own.resolve():
+        if path.resolve() == self.checkpoint_path.resolve():
             raise InvalidInput(
                 f"The run would write over {path}, which it starts from.",
                 hint="give another --run or --name",
@@ -130,6 +129,10 @@ class Run:
     @property
     def state_path(self) -> Path:
         return self.folder / "state.pt"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.folder / f"{self.config.name}.safetensors"
 
     def _optimizer(self, module: nn.Module, width: int) -> torch.optim.Optimizer:
         lr = self.config.lr(width)
@@ -206,6 +209,8 @@ class Run:
                 "both must be at least 1."
             )
         total = self.config.total_nimg
+        if self.engine.is_main and self.nimg >= total and not self.checkpoint_path.exists():
+            self.save_checkpoints()  # its state alone was brought here
         sums: dict[str, float] = defaultdict(float)
         steps, mark_nimg, mark = 0, self.nimg, time.monotonic()
         last_state = mark
@@ -308,7 +313,7 @@ class Run:
         if self.initial:
             training["initial"] = self.initial.identity
         checkpoint = Checkpoint(name, self.ema, self.vae, index.class_names, training)
-        save_checkpoint(self.folder / f"{name}.safetensors", checkpoint)
+        save_checkpoint(self.checkpoint_path, checkpoint)
         description = {"discriminator": self.config.discriminator.to_dict(), "nimg": self.nimg}
         save_module(
             self.folder / f"{name}.discriminator.safetensors", self.discriminator, description

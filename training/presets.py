@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from cat_serve.errors import DataError, InvalidInput
-from cat_serve.model.config import generator_preset
+from cat_serve.model.config import GeneratorConfig, generator_preset
 from training.augment import PARTS
 from training.config import TrainConfig
 from training.data import Index
@@ -54,6 +54,34 @@ def _fashion_32() -> TrainConfig:
     )
 
 
+# The runs of training.experiment: the method as it is published, for one CPU core. Same discriminator, same settings;
+# the small one has patches of 2 (K = 3), the large one patches of 1 (K = 4, so that a_1 and a_2 inform).
+# preset              patch  depth  width (generator)
+_EXPERIMENT = {
+    "experiment-small": (  2,     3,     64),
+    "experiment-large": (  1,     4,     96),
+}  # fmt: skip
+
+
+def _experiment(name: str) -> TrainConfig:
+    patch, depth, width = _EXPERIMENT[name]
+    grid: dict[str, Any] = {"latent_size": 8, "latent_channels": 8, "num_classes": 10}
+    return TrainConfig(
+        name=name,
+        generator=GeneratorConfig(depth=depth, width=width, heads=width // 32, patch=patch, **grid),
+        discriminator=DiscriminatorConfig(
+            depth=3, width=64, heads=2, label_dim=256, patch=patch, **grid
+        ),
+        total_nimg=153_600,
+        batch_size=64,
+        base_lr=2.5e-4,
+        gamma=0.01,
+        translation_fill="edge",
+        flip_probability=0.0,
+        augmentations=("translation",),
+    )
+
+
 def _folder() -> TrainConfig:
     """The recipe of fashion-32 for images of one's own: twice as deep, half as wide again, any grid."""
     grid: dict[str, Any] = {"latent_size": 8, "latent_channels": 4, "num_classes": 10}
@@ -85,6 +113,8 @@ def train_preset(name: str) -> TrainConfig:
         return _fashion_32()
     if name == "folder":
         return _folder()
+    if name in _EXPERIMENT:
+        return _experiment(name)
     if name in _IMAGENET:
         size, epochs = _IMAGENET[name]
         return TrainConfig(
@@ -105,18 +135,20 @@ def preset_nimg(name: str) -> int:
     """
     if name == "folder":
         raise InvalidInput("The preset folder is for any data.", hint="name them with --data")
-    return FASHION_NIMG if name == "fashion-32" else IMAGENET_NIMG
+    return FASHION_NIMG if name in _OF_FASHION else IMAGENET_NIMG
 
 
-PRESETS = ("fashion-32", "folder", *_IMAGENET)
+_OF_FASHION = ("fashion-32", *_EXPERIMENT)  # they take no other data
+PRESETS = ("fashion-32", "folder", *_EXPERIMENT, *_IMAGENET)
 
 
 def preset_for_data(name: str, index: Index) -> TrainConfig:
     """Return a preset with the number of classes, the channels and the grid of prepared data.
 
-    `fashion-32` is one model and takes no other data. The cat presets are made for a grid of 32, which gamma and
-    the name of the preset belong to: classes and channels follow the data, the grid must be theirs. `folder`
-    follows the data in everything, its gamma as `gamma_for` says. Whatever differs from the preset is printed.
+    `fashion-32` and the `experiment-*` are for one data set and take no other. The cat presets are made for a grid of
+    32, which gamma and the name of the preset belong to: classes and channels follow the data, the grid must be
+    theirs. `folder` follows the data in everything, its gamma as `gamma_for` says. Whatever differs from the preset is
+    printed.
 
     Raises:
         InvalidInput: no such preset.
@@ -128,7 +160,7 @@ def preset_for_data(name: str, index: Index) -> TrainConfig:
     wanted = (g.num_classes, g.latent_channels, g.latent_size)
     if got == wanted:
         return config
-    if name == "fashion-32" or (name != "folder" and got[2] != wanted[2]):
+    if name in _OF_FASHION or (name != "folder" and got[2] != wanted[2]):
         raise DataError(
             f"The data have (classes, channels, grid) {got}, {name} wants {wanted}.",
             hint="prepare the data that the preset is made for, or take --preset folder",

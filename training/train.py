@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument(
         "--preset", required=True,
-        help="fashion-32; cat-{s,b,m,l,xl,h}2-256 (classes follow the data); folder (everything does)",
+        help="fashion-32; cat-{s,b,m,l,xl,h}2-256 (classes follow the data); folder (everything does); experiment-{small,large}",
     )  # fmt: skip
     parser.add_argument("--data", type=Path, help="folder made by training.prepare")
     parser.add_argument(

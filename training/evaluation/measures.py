@@ -70,8 +70,18 @@ class Measures:
     _figures: dict[str, dict[str, Any]] = field(default_factory=dict)
     _moments: Moments | None = None
 
-    def features(self, photographs: Photographs, what: str, count: int | None = None) -> Tensor:
-        """Return the features of the first `count` images (default: all), float32 [N, W]."""
+    def features(
+        self,
+        photographs: Photographs,
+        what: str,
+        count: int | None = None,
+        store: Store | None = None,
+    ) -> Tensor:
+        """Return the features of the first `count` images (default: all), float32 [N, W].
+
+        Args:
+            store: where they are kept, if not beside the others.
+        """
         import torch
 
         def make(start: int, stop: int) -> np.ndarray:
@@ -83,7 +93,8 @@ class Measures:
 
         key = {"network": self.extractor.source, "images": photographs.digest}
         rows = len(photographs) if count is None else min(count, len(photographs))
-        return torch.from_numpy(self.store.array("features", key, rows, make, f"{what} features"))
+        kept = store or self.store
+        return torch.from_numpy(kept.array("features", key, rows, make, f"{what} features"))
 
     @cached_property
     def real(self) -> Tensor:
