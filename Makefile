@@ -22,7 +22,7 @@ PROMTOOL := $(firstword $(shell which promtool 2>/dev/null) .prometheus/usr/bin/
 
 .DEFAULT_GOAL := help
 
-.PHONY: help serve triton test test-all check docs format train evaluate export gpu-check deploy-check chaos sbom constraints wheel wheel-check clean
+.PHONY: help serve triton test test-all check docs format train evaluate export gpu-check check-weights deploy-check chaos sbom constraints wheel wheel-check clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -127,6 +127,10 @@ export: $(DEV)/installed  ## export checkpoints/MODEL.safetensors into model_rep
 evaluate: $(DEV)/installed | $(FASHION_MNIST)  ## measure the shipped model on 10,000 images
 	$(DEV)/bin/python -m training.evaluate model_repository/$(MODEL)/1 --vae checkpoints/$(MODEL).safetensors \
 	  --out runs/evaluation --card model_repository/$(MODEL)/1/card.md
+
+check-weights: $(DEV)/installed  ## images, figures and parity of an imported checkpoint, a report to paste: FILE=checkpoints/...
+	@test -n '$(FILE)' || { echo 'error: name the checkpoint: make check-weights FILE=checkpoints/NAME.safetensors' >&2; exit 2; }
+	@$(DEV)/bin/python -m export.check_weights '$(FILE)'
 
 gpu-check: $(DEV)/installed  ## on a machine with an NVIDIA GPU: engines, parity, latency, Triton; prints a report
 	@! command -v nvidia-smi >/dev/null || $(DEV)/bin/python $(PIP) --editable '.[tensorrt]'
