@@ -63,7 +63,9 @@ def create_admin_app(service: ImageService, settings: Settings) -> FastAPI:
 
     It asks for no key: keep its address to yourself.
     """
-    app = FastAPI(title="cat-serve admin", version=__version__, openapi_url=None)
+    app = FastAPI(
+        title="cat-serve admin", version=__version__, openapi_url=None, redirect_slashes=False
+    )
     app.state.service = service
     app.include_router(router)
     app.add_api_route("/healthz", routes.healthz, dependencies=[only()])

@@ -78,7 +78,11 @@ def application(
 ) -> FastAPI:
     """Return the application in front of a service, which it starts and closes."""
     app: FastAPI = FastAPIOffline(  # the documentation page must not need other hosts
-        title="cat-serve", version=__version__, description=DESCRIPTION, lifespan=_lifespan
+        title="cat-serve",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=_lifespan,
+        redirect_slashes=False,  # it would send clients to whatever host they name themselves
     )
     app.state.service = service
     app.state.tracing = tracing or from_environment()

@@ -28,6 +28,8 @@ async def service_of(request: Request) -> ImageService:  # not async, it would b
 
 TheService = Annotated[ImageService, Depends(service_of)]
 
+DEADLINE_HEADER = "X-Deadline-Ms"
+DEADLINE_ACCEPTED = f"a whole number from 1 to {MAX_DEADLINE_MS}"
 DEADLINE_SCHEMA = {"type": "integer", "minimum": 1, "maximum": MAX_DEADLINE_MS}
 
 _WHOLE_MS = re.compile(r"[0-9]{1,7}")
@@ -39,25 +41,30 @@ async def deadline_of(
     x_deadline_ms: Annotated[
         Annotated[str, WithJsonSchema(DEADLINE_SCHEMA)] | None,
         Header(
-            alias="X-Deadline-Ms",
+            alias=DEADLINE_HEADER,
             description=f"Whole milliseconds from the arrival of the request, 1 to {MAX_DEADLINE_MS}, after which "
             "nobody waits for the answer: it is then a 504, and work that was not started is dropped.",
             examples=[2000],
         ),
     ] = None,
 ) -> Deadline:
-    """Return the deadline of a request: its own, else the server's."""
+    """Return the deadline of a request: its own, else the server's.
+
+    Raises:
+        InvalidInput: `bad_deadline`; two of them are none, since who passes them on may join them or drop one.
+    """
+    given = ", ".join(request.headers.getlist(DEADLINE_HEADER))
     if x_deadline_ms is None:
         total_ms = service.limits.deadline_ms
-    elif _WHOLE_MS.fullmatch(x_deadline_ms) and 1 <= int(x_deadline_ms) <= MAX_DEADLINE_MS:
-        total_ms = float(x_deadline_ms)
+    elif _WHOLE_MS.fullmatch(given) and 1 <= int(given) <= MAX_DEADLINE_MS:
+        total_ms = float(given)
     else:
         raise InvalidInput(
-            "X-Deadline-Ms is not a number of milliseconds.",
+            f"{DEADLINE_HEADER} {given[: schemas.MAX_NAME_CHARACTERS]!r} is not {DEADLINE_ACCEPTED}.",
             code="bad_deadline",
-            parameter="X-Deadline-Ms",
-            got=x_deadline_ms,
-            accepted=f"a whole number from 1 to {MAX_DEADLINE_MS}",
+            parameter=DEADLINE_HEADER,
+            got=given,
+            accepted=DEADLINE_ACCEPTED,
         )
     return Deadline.after(total_ms, request.state.arrived_s) if total_ms else NEVER
 
@@ -82,6 +89,7 @@ def only(
                     f"There is no parameter {name[: schemas.MAX_NAME_CHARACTERS]!r} here.",
                     code="unknown_parameter",
                     hint=(hints or {}).get(name),
+                    parameter=name[: schemas.MAX_NAME_CHARACTERS],
                     got=name,
                     accepted=", ".join(names) or "no parameters",
                 )
@@ -89,6 +97,7 @@ def only(
                 raise InvalidInput(
                     f"{name} was given {given.count(name)} times.",
                     code="repeated_parameter",
+                    parameter=name,
                     got=request.query_params.getlist(name)[: schemas.MAX_NAME_CHARACTERS],
                     accepted="each parameter once",
                 )
@@ -133,6 +142,7 @@ def _each_once(members: list[tuple[str, Any]]) -> None:
             raise InvalidInput(
                 f"{shown!r} was given {count} times.",
                 code="repeated_parameter",
+                parameter=shown,
                 got=shown,
                 accepted="each parameter once",
             )

@@ -26,6 +26,10 @@ PARAMETER_OF_CODE = {
     "ambiguous_class": "prompt",
     "unknown_model": "model",
 }
+# What repairs a request is sometimes another thing here.
+HINTS = {
+    "bad_body": 'send Content-Type: application/json and, for example, {"prompt": "ankle boot"}'
+}
 STATUSES = {422: 400}
 REPLACED = frozenset({"type", "title", "status", "detail", "parameter", "hint"})
 
@@ -62,20 +66,26 @@ def wanted_by(request: Request) -> bool:
     return path.removeprefix(request.scope.get("root_path", "")).startswith(PREFIX)
 
 
-def openai_name(parameter: str) -> str:
-    """Return what OpenAI calls a parameter of this service."""
-    return OPENAI_NAMES.get(parameter, parameter)
-
-
 def envelope(problem: Mapping[str, Any]) -> dict[str, Any]:
     """Return a problem's members as OpenAI would say them; the hint is part of the message."""
-    status, code, hint = problem["status"], problem["code"], problem.get("hint")
-    parameter = problem.get("parameter") or PARAMETER_OF_CODE.get(code)
+    status, code = problem["status"], problem["code"]
+    hint = HINTS.get(code, problem.get("hint"))
     error = {
         "message": problem["detail"] + (f" ({hint})" if hint else ""),
         "type": TYPES.get(status, CLIENT_ERROR if status < 500 else SERVER_ERROR),
-        "param": None if parameter is None else openai_name(str(parameter)),
+        "param": _param(code, problem.get("parameter")),
         "code": code,
     }
     others = {name: value for name, value in problem.items() if name not in REPLACED}
     return {"error": {**others, **error}}
+
+
+def _param(code: str, parameter: object) -> str | None:
+    """Return what OpenAI calls the parameter that is wrong; one that there is not has the name that was sent."""
+    if parameter is None:
+        return PARAMETER_OF_CODE.get(code)
+    return (
+        str(parameter)
+        if code == "unknown_parameter"
+        else OPENAI_NAMES.get(str(parameter), str(parameter))
+    )

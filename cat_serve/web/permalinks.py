@@ -49,11 +49,13 @@ async def image(
     deadline: TheDeadline,
     model: Annotated[str, Path(max_length=schemas.MAX_NAME_CHARACTERS, examples=["fashion-32"])],
     version: Annotated[str, Path(max_length=schemas.MAX_NAME_CHARACTERS)],
-    class_id: Annotated[int, Path(alias="class", ge=0, examples=[7])],
-    seed: Annotated[int, Path(ge=0, le=MAX_SEED, examples=[1])],
+    class_id: Annotated[int, schemas.INTEGER, Path(alias="class", ge=0, examples=[7])],
+    seed: Annotated[int, schemas.INTEGER, Path(ge=0, le=MAX_SEED, examples=[1])],
     image_format: Annotated[Format, Path(alias="format", examples=["png"])],
-    truncation_psi: Annotated[float, Query(ge=0, le=1, allow_inf_nan=False, examples=[0.7])] = 1.0,
-    stage: Annotated[int | None, Query(ge=1, examples=[1])] = None,
+    truncation_psi: Annotated[
+        float, schemas.REAL, Query(ge=0, le=1, allow_inf_nan=False, examples=[0.7])
+    ] = 1.0,
+    stage: Annotated[Annotated[int, schemas.INTEGER] | None, Query(ge=1, examples=[1])] = None,
 ) -> Response:
     """Make one image. Answers of /generate name this address in `X-Permalink`, where there is one.
 

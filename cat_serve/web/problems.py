@@ -242,8 +242,13 @@ def _explained(error: Mapping[str, Any], accepted: Mapping[str, str]) -> dict[st
     code = f"bad_{name}"
     return {
         "code": code if code in PROBLEMS else "unsupported_value",
-        "detail": f"{name} {shown(error['input'])!r} is not {accepted[name]}.",
+        "detail": f"{name} {_written(error['input'])} is not {accepted[name]}.",
         "parameter": name,
         "got": shown(error["input"]),
         "accepted": accepted[name],
     }
+
+
+def _written(value: object) -> str:
+    """Write a value that was sent as JSON does where Python has other words: null, true, false."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(shown(value))

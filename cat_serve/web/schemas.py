@@ -26,7 +26,7 @@ ACCEPTED = {
     "truncation_psi": "a number from 0 to 1",
     "n": "an integer from 1 to the server's limit, which /models tells",
     "seeds": seeds.accepted(),
-    "z": "in a JSON body: lists of numbers from -1000 to 1000 in the model's z_shape, which /models tells",
+    "z": "lists of numbers from -1000 to 1000 in the model's z_shape, which /models tells, in a JSON body",
     "stage": "an integer from 1 to the model's number of stages, which /models tells",
     "format": "'png', 'jpeg', 'webp' or 'npy'",
     "response": "'image', 'json', 'zip' or 'grid'",
@@ -43,7 +43,7 @@ def accepted(max_images_per_request: int) -> dict[str, str]:
     }
 
 
-_INTEGER = re.compile(r"-?[0-9]{1,100}")
+_INTEGER = re.compile(r"[0-9]{1,100}")
 _REAL = re.compile(r"-?([0-9]{1,100}\.?[0-9]{0,100}|\.[0-9]{1,100})([eE][+-]?[0-9]{1,3})?")
 
 

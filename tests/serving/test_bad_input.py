@@ -27,6 +27,8 @@ QUERIES = [
     ("class=1&seed=1.5", "bad_seed", "integer"),
     ("class=1&seed=abc", "bad_seed", "integer"),
     ("class=1&seed=", "bad_seed", "integer"),
+    ("class=1&seed=-0", "bad_seed", "integer"),
+    ("class=1&seed=%2B1", "bad_seed", "integer"),
     ("class=1&truncation_psi=1.01", "bad_truncation_psi", "0 to 1"),
     ("class=1&truncation_psi=-0.01", "bad_truncation_psi", "0 to 1"),
     ("class=1&truncation_psi=nan", "bad_truncation_psi", "0 to 1"),
@@ -37,6 +39,7 @@ QUERIES = [
     ("class=1&n=-1", "bad_n", "1 to 64"),
     ("class=1&n=65", "bad_n", "1 to 64"),
     (f"class=1&n={10**30}", "bad_n", "1 to 64"),
+    ("class=1&stage=%2B1", "bad_stage", "integer"),
     ("class=1&n=2.5", "bad_n", "1 to 64"),
     ("class=1&n=two", "bad_n", "1 to 64"),
     ("class=1&n=2&response=image", "bad_response", "grid"),
@@ -94,6 +97,35 @@ async def test_wrong_query_is_refused(client: Any, query: str, code: str, accept
     problem = problem_of(await client.post(f"/generate?{query}"), 422, code)
     assert accepted in str(problem["accepted"])
     assert code == "missing_parameter" or "got" in problem
+
+
+@pytest.mark.parametrize(
+    ("value", "written"), [(None, "null"), (True, "true"), ("1", "'1'"), (1.5, "1.5")], ids=str
+)
+async def test_value_is_shown_as_it_was_written(client: Any, value: Any, written: str) -> None:
+    answer = await client.post("/generate", json={"class": 1, "n": value})
+    assert problem_of(answer, 422, "bad_n")["detail"].startswith(f"n {written} is not an integer")
+
+
+@pytest.mark.parametrize("query", ["steps=20", "class=1&class=2"])
+async def test_parameter_that_is_wrong_is_named(client: Any, query: str) -> None:
+    answer = await client.post(f"/generate?{query}")
+    assert answer.json()["parameter"] == query.split("=")[0]
+
+
+@pytest.mark.parametrize("path", ["/generate/", "/v1/models/", "/interpolate/", "/classes/"])
+async def test_address_with_a_slash_behind_is_unknown(client: Any, path: str) -> None:
+    for method in ("GET", "POST"):
+        answer = await client.request(method, path, headers={"host": "elsewhere.example"})
+        assert answer.status_code == 404
+        assert "location" not in answer.headers
+
+
+@pytest.mark.parametrize("several", [("5000", "1"), ("1", "5000"), ("5000", "5000")])
+async def test_two_deadlines_are_none(client: Any, several: tuple[str, str]) -> None:
+    headers = [("X-Deadline-Ms", value) for value in several]
+    answer = await client.post("/generate?class=1", headers=headers)
+    assert problem_of(answer, 422, "bad_deadline")["got"] == ", ".join(several)
 
 
 @pytest.mark.parametrize(("body", "code"), BODIES, ids=str)

@@ -190,12 +190,19 @@ async def test_keys_make_what_is_kept_private(run_app: Any) -> None:
         (("/1/", "/5/"), 422, "unknown_class"),
         (("/1/", "/sea lion/"), 422, "bad_class"),
         (("/1/", "/-1/"), 422, "bad_class"),
+        *(
+            (("/1/", f"/{text}/"), 422, "bad_class")
+            for text in ("+1", "-0", "1.0", "0_1", "%201", "%D9%A1")
+        ),
+        *((("3.png", f"{text}.png"), 422, "bad_seed") for text in ("+3", "3.0", "0_3", "%203")),
         (("3.png", "4294967296.png"), 422, "bad_seed"),
         (("3.png", "x.png"), 422, "bad_seed"),
         (("3.png", "3.gif"), 422, "bad_format"),
         (("3.png", "3.png?truncation_psi=2"), 422, "bad_truncation_psi"),
         (("3.png", "3.png?stage=1"), 422, "no_studio"),
+        (("3.png", "3.png?truncation_psi=0_1"), 422, "bad_truncation_psi"),
         (("3.png", "3.png?stage=0"), 422, "bad_stage"),
+        (("3.png", "3.png?stage=1.0"), 422, "bad_stage"),
         (("3.png", "3.png?n=2"), 422, "unknown_parameter"),
         (("3.png", "3.png?truncation_psi=1&truncation_psi=1"), 422, "repeated_parameter"),
         (("@{version}", ""), 404, "not_found"),

@@ -175,6 +175,9 @@ REFUSED = [
     ({"prompt": "1", "background": "transparent"}, "unsupported_value", "background", "opaque"),
     ({"prompt": "1", "style": "vivid"}, "unknown_parameter", "style", "no parameter"),
     ({"prompt": "1", "extra_body": {"steps": 20}}, "unknown_parameter", "steps", "no parameter"),
+    ({"prompt": "1", "extra_body": {"class": 1}}, "unknown_parameter", "class", "no parameter"),
+    ({"prompt": "1", "extra_body": {"format": "png"}}, "unknown_parameter", "format", "no param"),
+    ({"prompt": "1", "extra_query": {"class": 1}}, "unknown_parameter", "class", "no parameter"),
     ({"prompt": "1", "extra_body": {"seed": -1}}, "bad_seed", "seed", "4294967295"),
     ({"prompt": "1", "extra_body": {"seed": True}}, "bad_seed", "seed", "4294967295"),
     ({"prompt": "1", "n": 2, "extra_body": {"seed": 2**32 - 1}}, "bad_seed", "seed", "end at"),
@@ -235,6 +238,7 @@ async def test_every_error_under_v1_has_openais_shape(
     assert {"message", "type", "param", "code"} <= error.keys()
     assert (error["code"], error["type"]) == (code, "invalid_request_error")
     assert error["request_id"] == answer.headers["x-request-id"]
+    assert ('{"prompt": ' in error["message"]) == (code == "bad_body")  # what would do here
 
 
 async def test_errors_elsewhere_stay_problems(running: Any) -> None:
