@@ -1,4 +1,4 @@
-"""Photographs in tars: shards of webdataset, or one tar for each class, by itself or inside another (ILSVRC's)."""
+"""Photographs in tars: shards of webdataset, one tar for each class, by itself or inside another (ILSVRC's), or a tree."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ import tarfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from cat_serve.errors import DataError
 from training.class_names import class_order, name_classes
+from training.folder import SPLITS
 from training.images import is_image_name
 from training.listing import Listed, ListedImages
 
 SUFFIX = ".tar"
 LABEL_SUFFIXES = ("cls", "json")
 JSON_LABELS = ("label", "cls", "class")
-LAYOUTS = "shards of webdataset (KEY.jpg beside KEY.cls or KEY.json), one tar of images for each class, or a tar of those"
+LAYOUTS = "shards of webdataset (KEY.jpg beside KEY.cls or KEY.json), one tar of images for each class, a tar of those, or one tar of class folders"
 
 
 class TarImages(ListedImages):
     """The images of one tar, or of all tars in a folder. Nothing is unpacked: they are read where they lie.
 
-    A tar whose images have labels beside them is a shard of webdataset, and its labels are the classes;
+    A tar whose images have labels beside them is a shard of webdataset, and its labels are the classes.
+    A tar by itself with folders of images is a tree, and its folders are the classes, as in `ImageFolder`;
     any other tar of images is the class that it is named after. Tars may lie inside a tar.
 
     Args:
@@ -43,14 +46,13 @@ class TarImages(ListedImages):
         from tqdm import tqdm
 
         tars = [place] if place.is_file() else sorted(tars_in(place))
+        listing = tqdm(tars, desc="list tars", unit="tar", disable=len(tars) < 2)
+        shards = [shard for tar in listing for shard in _shards(tar)]
         classes: defaultdict[str, list[Listed]] = defaultdict(list)
-        labelled: set[bool] = set()
-        for tar in tqdm(tars, desc="list tars", unit="tar", disable=len(tars) < 2):
-            for shard in _shards(tar):
-                labelled.add(bool(shard.labels))
-                for label, image in shard.images():
-                    classes[label].append(image)
-        _require_one_layout(place, labelled, classes)
+        for shard in shards:
+            for label, image in shard.images(alone=len(shards) == 1):
+                classes[label].append(image)
+        _require_one_layout(place, {bool(shard.labels) for shard in shards}, classes)
         labels = sorted(classes, key=class_order)
         root = place.parent if place.is_file() else place
         found = [sorted(classes[label]) for label in labels]
@@ -92,22 +94,68 @@ class _Shard:
     pictures: list[Listed]
     labels: dict[str, str]
 
-    def images(self) -> Iterator[tuple[str, Listed]]:
-        """Yield (label, image); without any labels, the tar's own name is the label.
+    def images(self, alone: bool) -> Iterator[tuple[str, Listed]]:
+        """Yield (label, image); without any labels, the folders or the tar's own name are the labels.
 
         Beside labels, `KEY.seg.png` is no photograph but another part of the sample, as webdataset has it.
+
+        Args:
+            alone: whether there is no other tar.
+
+        Raises:
+            DataError: an image has no label, or what the classes are cannot be told.
         """
+        if not self.labels:
+            yield from _by_folder(self, alone)
+            return
         for image in self.pictures:
-            key, suffix = _key(image.name.removeprefix(f"{self.name}/"))
-            if not self.labels:
-                yield PurePosixPath(self.name).stem, image
-            elif key in self.labels:
+            key, suffix = _key(self.path(image))
+            if key in self.labels:
                 if "." not in suffix:
                     yield self.labels[key], image
             else:
                 raise DataError(
                     f"{image.name} has no label.", hint=f"put {key}.cls beside it in the tar"
                 )
+
+    def path(self, image: Listed) -> str:
+        """Return the path of an image inside the tar."""
+        return image.name.removeprefix(f"{self.name}/")
+
+
+def _by_folder(shard: _Shard, alone: bool) -> Iterator[tuple[str, Listed]]:
+    """Yield (class, image) of a tar without labels: its class folders, or all of it as one class.
+
+    Raises:
+        DataError: images lie beside class folders, or there are class folders in one of several tars.
+    """
+    parents = [PurePosixPath(shard.path(image)).parent.parts for image in shard.pictures]
+    levels = zip(*parents, strict=False)  # as deep as the image that lies highest
+    depth = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
+    heads = [parts[depth] if len(parts) > depth else None for parts in parents]
+    folders = {head for head in heads if head is not None}
+    if alone and None not in heads and "train" in folders and folders <= SPLITS:
+        train = [
+            image for image, head in zip(shard.pictures, heads, strict=True) if head == "train"
+        ]
+        yield from _by_folder(_Shard(shard.name, train, {}), alone)
+    elif not folders or (not alone and None in heads):
+        for image in shard.pictures:
+            yield PurePosixPath(shard.name).stem, image
+    elif alone and None not in heads:
+        yield from zip((head for head in heads if head), shard.pictures, strict=True)
+    elif alone:
+        loose = shard.path(shard.pictures[heads.index(None)])
+        raise DataError(
+            f"{loose} and others lie beside folders in {shard.name}.",
+            hint="every image belongs into a folder of its class, or none does",
+        )
+    else:
+        some = ", ".join(sorted(folders)[:3])
+        raise DataError(
+            f"{shard.name} has folders in it ({some}) and other tars beside it: either could be the classes.",
+            hint="put class folders into one tar, or the images of each tar into one folder",
+        )
 
 
 def _key(name: str) -> tuple[str, str]:

@@ -113,6 +113,41 @@ def test_folder_of_class_tars_is_one_class_for_each(tmp_path: Path) -> None:
     assert source.files == ("ant.tar/x/1.a.png", "ant.tar/x/1.b.png", "bee.tar/1.png")
 
 
+@pytest.mark.parametrize("above", ["", "./", "photos/", "photos/train/"])
+def test_tar_of_class_folders_has_these_classes(tmp_path: Path, above: str) -> None:
+    """At any depth, and not one class named after the tar."""
+    names = ("bee/1.png", "ant/2.png", "bee/more/3.png")
+    members = {f"{above}{name}": picture(n) for n, name in enumerate(names)}
+    if "train" in above:
+        members |= {"photos/val/cow/4.png": picture(4)}
+    source = TarImages(write_tars(tmp_path / "t", {"all.tar": members}), 32)
+    assert source.class_names == ("ant", "bee")
+    assert source.labels.tolist() == [0, 1, 1]
+    for got, number in zip(pixels_of(source), (1, 0, 2), strict=True):
+        np.testing.assert_array_equal(got, decode(picture(number), 32))
+
+
+@pytest.mark.parametrize(
+    ("tars", "said"),
+    [
+        ({"all.tar": ("ant/1.png", "bee/2.png", "3.png")}, r"3\.png and others lie beside folders"),
+        ({"0.tar": ("ant/1.png", "bee/2.png"), "1.tar": ("ant/3.png",)}, r"0\.tar has folders.*ant, bee"),
+    ],
+)  # fmt: skip
+def test_tars_whose_classes_cannot_be_told_are_refused(
+    tmp_path: Path, tars: dict[str, tuple[str, ...]], said: str
+) -> None:
+    content = {tar: {name: picture(1) for name in names} for tar, names in tars.items()}
+    with pytest.raises(DataError, match=said):
+        TarImages(write_tars(tmp_path / "t", content), 32)
+
+
+def test_class_tar_may_have_folders_beside_its_images(tmp_path: Path) -> None:
+    root = write_tars(tmp_path / "t", {"ant.tar": {"1.png": picture(1), "more/2.png": picture(2)}, "bee.tar": {"x/3.png": picture(3)}})  # fmt: skip
+    source = TarImages(root, 32)
+    assert (source.class_names, source.labels.tolist()) == (("ant", "bee"), [0, 0, 1])
+
+
 def test_tars_and_folders_give_the_same_latents(
     ilsvrc: Path, tmp_path: Path, vae_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
