@@ -22,7 +22,7 @@ PROMTOOL := $(firstword $(shell which promtool 2>/dev/null) .prometheus/usr/bin/
 
 .DEFAULT_GOAL := help
 
-.PHONY: help serve triton test test-all check docs format train evaluate export gpu-check check-weights deploy-check chaos sbom constraints wheel wheel-check clean
+.PHONY: help serve triton test test-all check docs format train evaluate experiment export gpu-check check-weights deploy-check chaos sbom constraints wheel wheel-check clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -131,6 +131,11 @@ evaluate: $(DEV)/installed | $(FASHION_MNIST)  ## measure the shipped model on 1
 check-weights: $(DEV)/installed  ## images, figures and parity of an imported checkpoint, a report to paste: FILE=checkpoints/...
 	@test -n '$(FILE)' || { echo 'error: name the checkpoint: make check-weights FILE=checkpoints/NAME.safetensors' >&2; exit 2; }
 	@$(DEV)/bin/python -m export.check_weights '$(FILE)'
+
+experiment: $(DEV)/installed | $(FASHION_MNIST)  ## docs/experiments/cat-claims.md in small: three arms, 9,600 images each, minutes
+	$(DEV)/bin/python -m training.prepare --vae checkpoints/fashion-32.vae --out data/experiment
+	$(DEV)/bin/python -m training.experiment --out runs/experiment-quick --total-nimg 9600 --every-nimg 3200 \
+	  --only small-cat-0 small-lambda-0-0 small-aggregated-0 --samples 500 --photographs 2000 --metrics pairs fd manifolds
 
 gpu-check: $(DEV)/installed  ## on a machine with an NVIDIA GPU: engines, parity, latency, Triton; prints a report
 	@! command -v nvidia-smi >/dev/null || $(DEV)/bin/python $(PIP) --editable '.[tensorrt]'

@@ -1,6 +1,6 @@
 """Put CAT's claims to the test: the same runs with and without what it adds, measured alike, one after the other.
 
-    python -m training.experiment --data data/fashion-32 --vae checkpoints/fashion-32.vae
+    python -m training.experiment --data data/experiment --vae checkpoints/fashion-32.vae
     python -m training.experiment --only small-cat-0 small-lambda-0-0
     python -m training.experiment --dry-run
 
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.experiment", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     add = parser.add_argument
-    add("--data", type=Path, default=Path("data/fashion-32"), help="latents made by training.prepare (default: %(default)s)")  # fmt: skip
+    add("--data", type=Path, default=Path("data/experiment"), help="latents made by training.prepare (default: %(default)s)")  # fmt: skip
     add("--vae", type=Path, default=Path("checkpoints/fashion-32.vae"), help="the VAE that made them (default: %(default)s)")  # fmt: skip
     add("--images", type=Path, default=DEFAULT_FOLDER, help="folder of Fashion-MNIST's files, to measure against")  # fmt: skip
     add("--out", type=Path, default=Path("runs/experiment"), help="default: %(default)s")
