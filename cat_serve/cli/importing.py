@@ -6,6 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
+# of `ImportOptions`: type, metavar, what it is
+FAMILY_FLAGS: dict[str, tuple[type, str, str]] = {
+    "heads": (int, "N", "attention heads, where the width is that of no published size"),
+    "repeats": (int, "N", "how often the deep models run their blocks (2: 56 layers, 4: 112)"),
+    "omega": (float, "W", "guidance, at least 1 (default: the one that was published with the size)"),
+    "t_min": (float, "T", "start of the guidance interval (default: likewise)"),
+    "t_max": (float, "T", "its end (default: likewise)"),
+}  # fmt: skip
+
 
 def add_to(commands: Any) -> None:
     """Add the command."""
@@ -36,7 +45,20 @@ def add_to(commands: Any) -> None:
         "--weights", choices=get_args(Weights), default="ema",
         help="the averaged ones, or those of the last step (default: %(default)s)",
     )  # fmt: skip
+    _add_family_flags(parser)
     parser.set_defaults(run=run)
+
+
+def _add_family_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what means something for some families alone."""
+    from cat_serve.importers import FAMILIES
+
+    group = parser.add_argument_group("for some families")
+    for name, (kind, metavar, text) in FAMILY_FLAGS.items():
+        whose = ", ".join(family.name for family in FAMILIES.values() if name in family.options)
+        if whose:
+            flag = "--" + name.replace("_", "-")
+            group.add_argument(flag, type=kind, metavar=metavar, help=f"{whose}: {text}")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -53,11 +75,11 @@ def list_families() -> None:
     """Print a table, its columns separated by tabs."""
     from cat_serve.importers import FAMILIES
 
-    print("family", "fid_as_published", "licence", "repository", "weights", "paper", sep="\t")
+    print("family", "fid_as_published", "licence", "repository", "weights", "paper", "needs", sep="\t")  # fmt: skip
     for family in FAMILIES.values():
         print(
             family.name, family.fid, family.licence, family.repository, family.weights, family.paper,
-            sep="\t",
+            family.needs, sep="\t",
         )  # fmt: skip
 
 
@@ -68,7 +90,7 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
     from cat_serve.model.checkpoint import parameter_count, save_checkpoint
     from cat_serve.model.config import require_model_name
 
-    wanted = ("family", "file", "out", "vae")
+    wanted = ("family", "file", "out")
     if missing := [name for name in wanted if getattr(arguments, name) is None]:
         raise InvalidInput(
             f"cat-serve import needs {' and '.join(missing)}.",
@@ -83,6 +105,7 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
         name=arguments.name,
         class_names=arguments.class_names,
         weights=arguments.weights,
+        **{name: getattr(arguments, name, None) for name in FAMILY_FLAGS},
     )
     checkpoint = convert(arguments.family, arguments.file, options)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -94,6 +117,8 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
         "family": arguments.family,
         "licence": FAMILIES[arguments.family].licence,
         "source_sha256": source["imported"]["sha256"],
+        "published": source.get("published"),
+        "folded": source.get("folded", {}),
         "classes": len(checkpoint.class_names),
         "generator_parameters": parameter_count(checkpoint.generator),
         "next": f"python -m export.onnx {arguments.out}",

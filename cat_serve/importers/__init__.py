@@ -6,7 +6,7 @@ is imported when one of its files is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -24,19 +24,25 @@ class Family:
     """Published generators that one importer reads.
 
     Attributes:
-        module: has `convert(path, ImportOptions) -> Checkpoint`.
+        title: how its paper calls it.
+        module: has `convert(path, ImportOptions) -> Checkpoint`, or `read(Tensors, ImportOptions) -> Imported`.
         paper, repository: where it is described and written; weights: where a user gets the file.
         licence: of code and weights.
         fid: FID-50K at one forward pass, ImageNet 256 px, as published, never as measured here.
+        needs: what a user must have beside the file.
+        options: of `ImportOptions`, those that mean something for some of its files alone.
     """
 
     name: str
+    title: str
     module: str
     paper: str
     repository: str
     weights: str
     licence: str
     fid: str
+    needs: str = "SD-VAE: stabilityai/sd-vae-ft-mse"
+    options: tuple[str, ...] = ()
 
 
 FAMILIES = {
@@ -44,6 +50,7 @@ FAMILIES = {
     for family in (
         Family(
             name="gat",
+            title="GAT",
             module="cat_serve.importers.gat",
             paper="Scalable GANs with Transformers, arXiv 2509.24935",
             repository="github.com/hse1032/GAT",
@@ -51,38 +58,95 @@ FAMILIES = {
             licence="MIT",
             fid="GAT-XL/2 2.18",
         ),
+        Family(
+            name="advflow",
+            title="AdvFlow",
+            module="cat_serve.importers.advflow",
+            paper="Adversarial Flow Models, arXiv 2511.22475",
+            repository="github.com/ByteDance-Seed/Adversarial-Flow-Models",
+            weights="huggingface.co/ByteDance-Seed/Adversarial-Flow-Models, xl2_1nfe_guided_*.pth",
+            licence="MIT",
+            fid="XL/2 2.38, 56 layers 2.08, 112 layers 1.94",
+            options=("heads", "repeats"),
+        ),
+        Family(
+            name="imf",
+            title="iMF",
+            module="cat_serve.importers.imf",
+            paper="Improved Mean Flows, arXiv 2512.02012",
+            repository="github.com/Lyy-iiis/imeanflow, branch torch",
+            weights="huggingface.co/Lyy0725/iMF, iMF-XL-2.pth and the other sizes",
+            licence="MIT",
+            fid="B/2 3.32, M/2 2.26, L/2 1.83, XL/2 1.72",
+            options=("omega", "t_min", "t_max"),
+        ),
     )
 }
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What a file does not say by itself.
+    """What a file does not say by itself; None: as the family recommends, or it means nothing there.
 
     Attributes:
-        vae: folder of the decoder (diffusers), or a hub name in the local cache.
+        vae: folder of the decoder (diffusers), or a hub name in the local cache; None for models of pixels.
         name: of the model; None: the family's and the size's.
         class_names: text file, one name a line; None: ImageNet's, where there are 1,000 classes.
         weights: the averaged ones or those of the last step.
+        heads: attention heads, where neither the file nor a published width tells.
+        repeats: how often a deep AdvFlow runs its blocks.
+        omega, t_min, t_max: guidance and the interval of times that it holds for.
     """
 
-    vae: Path
+    vae: Path | None = None
     name: str | None = None
     class_names: Path | None = None
     weights: Weights = "ema"
+    heads: int | None = None
+    repeats: int | None = None
+    omega: float | None = None
+    t_min: float | None = None
+    t_max: float | None = None
 
 
 def convert(family: str, path: Path, options: ImportOptions) -> Checkpoint:
     """Read a published file and return it as a checkpoint.
 
     Raises:
-        InvalidInput: no such family, or options that do not fit the file.
+        InvalidInput: no such family, or options that do not fit it or the file.
         CheckpointError: the file is missing, damaged, of another layout, or wants code executed.
     """
     if family not in FAMILIES:
         raise InvalidInput(f"No family {family!r}.", hint=f"families: {', '.join(FAMILIES)}")
-    checkpoint: Checkpoint = import_module(FAMILIES[family].module).convert(path, options)
+    found = FAMILIES[family]
+    _require_meaning(found, options)
+    module = import_module(found.module)
+    checkpoint: Checkpoint
+    if hasattr(module, "convert"):
+        checkpoint = module.convert(path, options)
+    else:
+        from cat_serve.importers.imported import convert_with
+
+        checkpoint = convert_with(module, found, path, options)
     return checkpoint
+
+
+def _require_meaning(family: Family, options: ImportOptions) -> None:
+    """Refuse what means nothing for a family.
+
+    Raises:
+        InvalidInput: names the first such option.
+    """
+    general = {"vae", "name", "class_names", "weights"}
+    for field in fields(options):
+        given = getattr(options, field.name) is not None and field.name not in general
+        if given and field.name not in family.options:
+            flag = "--" + field.name.replace("_", "-")
+            takes = ", ".join("--" + name.replace("_", "-") for name in family.options)
+            raise InvalidInput(
+                f"{flag} means nothing for {family.title}.",
+                hint=f"it takes {takes or 'no such flag'}",
+            )
 
 
 def read_class_names(path: Path | None, count: int) -> tuple[str, ...]:

@@ -60,6 +60,11 @@ def convert(path: Path, options: ImportOptions) -> Checkpoint:
         CheckpointError: another layout, keys or shapes that do not fit, or flags that contradict the weights.
         InvalidInput: the VAE or the class names do not fit.
     """
+    if options.vae is None:
+        raise InvalidInput(
+            "cat-serve import needs vae for GAT: the file holds no decoder.",
+            hint="--vae FOLDER: it was trained on the latents of stabilityai/sd-vae-ft-mse",
+        )
     content = read_pickled(path)
     if options.weights not in content:
         raise CheckpointError(

@@ -54,7 +54,18 @@ class OneStep(nn.Module):
         self.blocks = nn.ModuleList(_block(config) for _ in range(config.depth))
         self.heads = nn.ModuleList([_head(config, values)])
         self._register_folded()
-        self.register_buffer("rope", _rope(config), persistent=False)
+        self.register_buffer("rope", self.rotations(config), persistent=False)
+
+    @staticmethod
+    def rotations(config: OneStepConfig) -> Tensor | None:
+        """Return the rotations of all tokens, [2, P + N, head width]; those before a grid are not rotated."""
+        prefix, image = config.prefix_tokens, config.tokens_per_side**2
+        if config.rope == "none":
+            return None
+        if config.rope == "sequence":
+            return rope_table(sequence_rope_angles(prefix + image, config.head_width))
+        angles = rope_angles(config.tokens_per_side, config.head_width)
+        return rope_table(torch.cat([angles.new_zeros(prefix, angles.shape[1]), angles]))
 
     def _register_folded(self) -> None:
         config = self.config
@@ -145,14 +156,3 @@ def _head(config: OneStepConfig, outputs: int) -> Head:
 
 def _norm(config: OneStepConfig) -> nn.Module:
     return PlainLayerNorm() if config.norm == "layer" else RMSNorm(config.width)
-
-
-def _rope(config: OneStepConfig) -> Tensor | None:
-    """Return the rotations of all tokens, [2, P + N, head width]; those before a grid are not rotated."""
-    prefix, image = config.prefix_tokens, config.tokens_per_side**2
-    if config.rope == "none":
-        return None
-    if config.rope == "sequence":
-        return rope_table(sequence_rope_angles(prefix + image, config.head_width))
-    angles = rope_angles(config.tokens_per_side, config.head_width)
-    return rope_table(torch.cat([angles.new_zeros(prefix, angles.shape[1]), angles]))

@@ -208,7 +208,7 @@ def test_families_are_listed_with_their_licence(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "family and file and out and vae"),
+        ([], "family and file and out"),
         (["gat", "f.pt", "--vae", "v"], "needs out"),
         (["gat", "f.pt", "--vae", "v", "--out", "x.pt"], "must end in .safetensors"),
         (["gat", "f.pt", "--vae", "v", "--out", "x.safetensors", "--name", "GAT/XL"], "GAT/XL"),
