@@ -61,7 +61,6 @@ def generate_call(
     Raises:
         InvalidInput: more than one of `seed` with `n`, `seeds` and `z` is given, or a number is none.
     """
-    _require_number(truncation_psi)
     body: dict[str, Any] = {
         "class": class_text(class_), "truncation_psi": truncation_psi, "stage": stage,
         "format": format, "model": model,
@@ -73,7 +72,7 @@ def generate_call(
     if seeds is not None:
         body["seeds"] = seeds if isinstance(seeds, str) else ",".join(map(str, seeds))
     elif z is not None:
-        body["z"] = z.tolist() if isinstance(z, np.ndarray) else z
+        body["z"] = z
     else:
         body |= {"seed": draw_seed(n) if seed is None else seed, "n": n}
     several = seeds is not None or n != 1
@@ -88,28 +87,38 @@ def interpolate_call(
     """Ask for an animation; a seed that is not given is drawn now, so that every attempt asks for the same.
 
     Raises:
-        InvalidInput: `truncation_psi` is no number.
+        InvalidInput: a number is none.
     """
-    _require_number(truncation_psi)
-    classes = [class_] if isinstance(class_, int | str | Mapping) else class_
+    several = isinstance(class_, Iterable) and not isinstance(class_, str | Mapping)
+    classes = class_ if several else [class_]
     seeds = draw_seed(1) if seed is None else seed
     body: dict[str, Any] = {
         "class": [class_text(each) for each in classes],
-        "seed": seeds if isinstance(seeds, int) else list(seeds), "frames": frames, "fps": fps,
+        "seed": list(seeds) if isinstance(seeds, Iterable) else seeds, "frames": frames, "fps": fps,
         "interpolation": interpolation, "loop": loop, "truncation_psi": truncation_psi,
         "format": format, "model": model,
     }  # fmt: skip
     return Call("POST", "interpolate", _read_animation, json=_given(body))
 
 
-def _require_number(truncation_psi: float) -> None:
-    if not math.isfinite(truncation_psi):  # JSON has no word for it
-        raise InvalidInput(f"truncation_psi is {truncation_psi}.", code="bad_truncation_psi",
-                           hint="a number from 0 to 1", got=str(truncation_psi))  # fmt: skip
-
-
 def _given(body: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in body.items() if value is not None}
+    return {name: _plain(name, value) for name, value in body.items() if value is not None}
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return a value as JSON has it: NumPy's numbers and arrays as Python's own.
+
+    Raises:
+        InvalidInput: it is infinite or no number (NaN), for which JSON has no word.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidInput(
+            f"{name} has the value {value}.", code=f"bad_{name}", hint="give a finite number",
+            parameter=name, got=str(value),
+        )  # fmt: skip
+    return [_plain(name, each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def class_text(class_: ClassLike) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from cat_serve.backends.base import no_studio
+from cat_serve.classes import Classes
 from cat_serve.errors import InvalidInput
 from cat_serve.latents import MAX_SEED, seed_range
 from cat_serve.mixtures import parse_classes
@@ -17,6 +18,8 @@ from cat_serve.seeds import parse_seeds
 from cat_serve.surface import ImageService
 from cat_serve.wanted import ImageRequest, ServedModel
 from cat_serve.web import schemas
+
+T = TypeVar("T")
 
 LARGEST = 1000.0  # of an explicit z, of which training draws every number from N(0, 1)
 
@@ -28,17 +31,9 @@ def resolve(service: ImageService, parameters: schemas.GenerateQuery) -> ImageRe
         UnknownModel: there is no such model.
         InvalidInput: with the parameter that must be corrected.
     """
-    if parameters.class_ is None:
-        raise InvalidInput(
-            "The parameter class is missing.",
-            code="missing_parameter",
-            hint="for example POST /generate?class=7",
-            parameter="class",
-            accepted=schemas.ACCEPTED["class"],
-        )
+    text = given("class", parameters.class_, schemas.ACCEPTED, "for example POST /generate?class=7")
     model = service.model(parameters.model)
-    others = [other.classes for other in service.models.values()]
-    mixture = parse_classes(parameters.class_, model.classes, others)
+    mixture = parse_classes(text, model.classes, classes_of_all(service))
     require_one_source(parameters)
     z = getattr(parameters, "z", None)
     return ImageRequest(
@@ -51,17 +46,43 @@ def resolve(service: ImageService, parameters: schemas.GenerateQuery) -> ImageRe
     )
 
 
+def given(name: str, value: T | None, accepted: Mapping[str, str], hint: str) -> T:
+    """Return the value of a parameter that must be there.
+
+    Args:
+        accepted: what each parameter accepts, in words.
+        hint: how to give it.
+
+    Raises:
+        InvalidInput: `missing_parameter`.
+    """
+    if value is None:
+        raise InvalidInput(
+            f"The parameter {name} is missing.",
+            code="missing_parameter",
+            hint=hint,
+            parameter=name,
+            accepted=accepted[name],
+        )
+    return value
+
+
+def classes_of_all(service: ImageService) -> list[Classes]:
+    """Return the classes of every model, for the advice in an error about one."""
+    return [model.classes for model in service.models.values()]
+
+
 def require_one_source(parameters: schemas.GenerateQuery) -> None:
     """Refuse parameters that say in more than one way which images are made.
 
     Raises:
         InvalidInput: `conflicting_parameters`.
     """
-    given = {name for name in ("seed", "n", "seeds", "z") if name in parameters.model_fields_set}
-    given -= {name for name in given if getattr(parameters, name) is None}
-    if given <= {"seed", "n"} or len(given) == 1:
+    sources = {name for name in ("seed", "n", "seeds", "z") if name in parameters.model_fields_set}
+    sources -= {name for name in sources if getattr(parameters, name) is None}
+    if sources <= {"seed", "n"} or len(sources) == 1:
         return
-    names = sorted(given)
+    names = sorted(sources)
     raise InvalidInput(
         f"{' and '.join(names)} were given together, and each says which images are made.",
         code="conflicting_parameters",
@@ -104,7 +125,7 @@ def stage_of(model: ServedModel, stage: int | None) -> int | None:
     if stage is None:
         return None
     if not stages:
-        raise no_studio(model.name, "the model was exported without its studio")
+        raise no_studio(model.name, model.artefact.manifest.why_no_studio)
     if stage > stages:
         raise InvalidInput(
             f"stage is {stage}, and {model.name} has {stages} stages.",

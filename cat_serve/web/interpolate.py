@@ -21,6 +21,7 @@ from cat_serve.mixtures import parse_classes
 from cat_serve.paths import Key, PathRequest
 from cat_serve.service import GeneratedImages
 from cat_serve.surface import ImageService
+from cat_serve.web.asking import classes_of_all, given
 from cat_serve.web.dependencies import (
     TheDeadline,
     TheService,
@@ -42,6 +43,7 @@ from cat_serve.web.path_schemas import (
 router = APIRouter()
 
 PATH = "/interpolate"
+EXAMPLE = f"for example POST {PATH}?class=7&seed=1&seed=2"
 HEADERS = {
     **{name: text for name, text in IMAGE_HEADERS.items() if name not in ("X-Seed", "X-Class")},
     "X-Seed": "seed of every key frame, with semicolons between",
@@ -94,22 +96,14 @@ def resolve(service: ImageService, parameters: InterpolateQuery) -> PathRequest:
     Raises:
         InvalidInput: with the parameter that must be corrected.
     """
-    if parameters.class_ is None:
-        raise InvalidInput(
-            "The parameter class is missing.",
-            code="missing_parameter",
-            hint="for example POST /interpolate?class=7&seed=1&seed=2",
-            parameter="class",
-            accepted=ACCEPTED["class"],
-        )
-    model = service.model(parameters.model)
-    frames = frames_of(parameters, service.limits.most_frames)
+    texts = given("class", parameters.class_, ACCEPTED, EXAMPLE)
+    model, others = service.model(parameters.model), classes_of_all(service)
+    seeds = parameters.seed or [secrets.randbelow(MAX_SEED + 1)]
+    count = count_keys(len(texts), len(seeds))
+    frames = frames_of(parameters, count, service.limits.most_frames)
     require_playable(parameters, frames, service.limits.most_frames)
     require_side(model.artefact.manifest.image_size, parameters.format)
-    seeds = parameters.seed or [secrets.randbelow(MAX_SEED + 1)]
-    count = count_keys(len(parameters.class_), len(seeds))
-    others = [other.classes for other in service.models.values()]
-    classes = [parse_classes(text, model.classes, others) for text in parameters.class_]
+    classes = [parse_classes(text, model.classes, others) for text in texts]
     return PathRequest(
         model=model,
         keys=tuple(
@@ -140,11 +134,11 @@ def count_keys(classes: int, seeds: int) -> int:
     return count
 
 
-def frames_of(parameters: InterpolateQuery, most_frames: int) -> int:
-    """Return how many frames are wanted: who does not say gets no more than the server makes."""
+def frames_of(parameters: InterpolateQuery, keys: int, most_frames: int) -> int:
+    """Return how many frames are wanted: who does not say gets every key frame, and no more than the server makes."""
     if "frames" in parameters.model_fields_set:
         return parameters.frames
-    return min(parameters.frames, most_frames)
+    return max(keys, min(parameters.frames, most_frames))
 
 
 def require_playable(parameters: InterpolateQuery, frames: int, most_frames: int) -> None:
@@ -154,10 +148,11 @@ def require_playable(parameters: InterpolateQuery, frames: int, most_frames: int
         InvalidInput: `bad_frames` or `bad_fps`.
     """
     if frames > most_frames:
+        fewer = "ask for fewer, or for the parts of the path one after another"
         raise InvalidInput(
             f"frames is {frames}, and an animation may have {most_frames}.",
             code="bad_frames",
-            hint="ask for fewer, or for the parts of the path one after another",
+            hint=fewer if most_frames >= MIN_KEYS else "a server with a longer queue makes them",
             parameter="frames",
             got=frames,
             accepted=accepted(most_frames)["frames"],

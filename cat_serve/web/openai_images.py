@@ -21,7 +21,7 @@ from cat_serve.service import GeneratedImages
 from cat_serve.wanted import ImageRequest, ServedModel
 from cat_serve.web.addresses import permalink
 from cat_serve.web.answers import JSON_MEDIA_TYPE, facts
-from cat_serve.web.asking import resolve
+from cat_serve.web.asking import given, resolve
 from cat_serve.web.dependencies import TheDeadline, TheService, only, openai_problems
 from cat_serve.web.generate import IMAGE_HEADERS, described, headers
 from cat_serve.web.making import made_and_encoded
@@ -58,14 +58,7 @@ async def generations(
     parameters: Annotated[ImagesParameters, Body()],
 ) -> Response:
     """Make `n` images of the class that `prompt` names; the same as `POST /generate`, and the same queue."""
-    if parameters.prompt is None:
-        raise InvalidInput(
-            "The parameter prompt is missing.",
-            code="missing_parameter",
-            hint="the prompt is a class, for example 'ankle boot' or '7'",
-            parameter="prompt",
-            accepted=ACCEPTED["prompt"],
-        )
+    given("prompt", parameters.prompt, ACCEPTED, "a class, for example 'ankle boot' or '7'")
     model = service.model(parameters.model)
     require_size(model, parameters.size)
     asked = resolve(service, parameters.as_generate())

@@ -15,7 +15,7 @@ MAX_KEYS = 64
 DEFAULT_FRAMES = 32
 DEFAULT_FPS = 16
 OF_KEYS = ("class", "seed")
-SEVERAL = "; one for all key frames, or one for each"
+SEVERAL = f"; one for all key frames, or one for each of at most {MAX_KEYS}"
 
 ACCEPTED = {
     "class": schemas.ACCEPTED["class"] + SEVERAL,
@@ -32,6 +32,8 @@ ACCEPTED = {
 
 def accepted(most_frames: int) -> dict[str, str]:
     """Return what each parameter accepts on a server with this limit."""
+    if most_frames < MIN_KEYS:
+        return {**ACCEPTED, "frames": "no number: a queue of one image holds no animation"}
     return {**ACCEPTED, "frames": f"an integer from {MIN_KEYS} to {most_frames}"}
 
 

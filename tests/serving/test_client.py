@@ -134,6 +134,36 @@ def test_other_wrong_parameters_say_which(client: Client) -> None:
         client.generate(7, model="other")
 
 
+def test_numbers_may_be_numpys(client: Client, shipped: Artefact) -> None:
+    plain = client.generate(9, seed=5, n=2, truncation_psi=0.5)
+    made = client.generate(
+        np.int64(9), seed=np.uint32(5), n=np.int8(2), truncation_psi=np.float64(0.5)
+    )  # type: ignore[arg-type]
+    assert list(made) == list(plain)
+    z = latent_from_seed(5, shipped.manifest.z_shape)
+    assert client.generate(9, z=list(z))[0] == client.generate(9, z=z)[0]
+    assert client.generate(9, seeds=np.arange(3)).seeds == (0, 1, 2)
+    path = client.interpolate(np.array([7, 9]), seed=np.array([1, 2]), frames=2, fps=np.int32(9))  # type: ignore[arg-type]
+    assert (path.class_texts, path.seeds) == (("7", "9"), (1, 2))
+    assert path.data == client.interpolate([7, 9], seed=[1, 2], frames=2, fps=9).data
+    assert client.interpolate(np.int64(7), seed=[1, 2], frames=2).class_texts == ("7", "7")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("-inf")])
+def test_what_json_has_no_word_for_is_refused_before_it_is_sent(client: Client, value: Any) -> None:
+    for options in (
+        {"z": [0.0] * 63 + [value]},
+        {"z": np.full(64, value)},
+        {"truncation_psi": value},
+        {"seed": value},
+    ):
+        with pytest.raises(InvalidInput, match="finite") as caught:
+            client.generate(7, **options)
+        assert caught.value.code == f"bad_{next(iter(options))}"
+    with pytest.raises(InvalidInput, match="finite"):
+        client.interpolate(7, seed=[1, 2], truncation_psi=value)
+
+
 def test_models_and_classes_are_listed(client: Client, shipped: Artefact) -> None:
     (card,) = client.models()
     assert (card.name, card.version, card.num_classes) == ("fashion-32", shipped.version, 10)

@@ -156,7 +156,7 @@ REFUSED = [
     ("class=1&seed=1&seed=2&format=mp4", "bad_format", "gif"),
     ("class=1&seed=1&seed=2&n=2", "unknown_parameter", "frames"),
     ("class=1&seed=1&seed=2&frames=3&frames=4", "repeated_parameter", "once"),
-    ("class=1" + "".join(f"&seed={seed}" for seed in range(65)), "bad_seed", "4294967295"),
+    ("class=1" + "".join(f"&seed={seed}" for seed in range(65)), "bad_seed", "at most 64"),
 ]
 
 
@@ -206,6 +206,29 @@ async def test_frames_are_bounded_by_what_may_wait(run_app: Any) -> None:
     async with run_app(max_frames_per_request=5) as running:
         assert (await running.client.post(f"/interpolate?{query}&frames=6")).status_code == 422
         assert (await running.client.post(f"/interpolate?{query}&frames=5")).status_code == 200
+
+
+async def test_every_key_frame_is_shown_if_nobody_says_how_many(run_app: Any) -> None:
+    query = "class=1" + "".join(f"&seed={seed}" for seed in range(40))
+    async with run_app(max_batch=64) as running:
+        answer = await running.client.post(f"/interpolate?{query}&format=zip")
+        assert answer.headers["x-frames"] == "40"
+        few = await running.client.post("/interpolate?class=1&seed=1&seed=2&format=zip")
+        assert few.headers["x-frames"] == "32"
+    async with run_app(max_frames_per_request=39) as running:
+        refused = await running.client.post(f"/interpolate?{query}")
+        assert (refused.status_code, refused.json()["code"]) == (422, "bad_frames")
+        assert refused.json()["accepted"] == "an integer from 2 to 39"
+
+
+@pytest.mark.parametrize("frames", ["", "&frames=2", "&frames=1"])
+async def test_queue_of_one_image_says_that_it_holds_no_animation(
+    run_app: Any, frames: str
+) -> None:
+    async with run_app(max_images_per_request=1, max_queued_images=1) as running:
+        answer = await running.client.post(f"/interpolate?class=1&seed=1&seed=2{frames}")
+        assert (answer.status_code, answer.json()["code"]) == (422, "bad_frames")
+        assert "queue of one image" in answer.json()["accepted"]
 
 
 async def test_frames_wait_in_the_queue_of_all_others(run_app: Any, steps: Any) -> None:
