@@ -45,7 +45,7 @@ def add_to(commands: Any) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--seeds", help="of pictures: 5, 0-63 or 0-9,42; one is drawn if absent")
     which.add_argument("--n", type=int, help="number of samples")
-    add("--seed", type=int, default=0, help="of the first sample of every class (0)")
+    add("--seed", type=int, help="of samples: that of the first one of every class (0)")
     add("--out", required=True, help="FILE.png .jpeg .webp .npy .npz, or a folder")
     add("--truncation-psi", type=float, default=1.0, metavar="PSI",
         help="1 is off, 0 the mean of the class (1)")  # fmt: skip
@@ -54,7 +54,7 @@ def add_to(commands: Any) -> None:
         type=int,
         help="of pictures: 1 .. the model's number of stages, the last one if absent",
     )
-    add("--format", choices=("png", "jpeg", "webp", "npy"), default="png",
+    add("--format", choices=("png", "jpeg", "webp", "npy"),
         help="of the files in a folder of pictures (png)")  # fmt: skip
     add("--shard-size", type=int, metavar="N",
         help="samples in one shard (1000), or in what is kept of a single file that was interrupted (100)")  # fmt: skip
@@ -73,14 +73,38 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
     from cat_serve.cli.pictures import write_pictures
     from cat_serve.embedded import require_here
 
+    require_effect(arguments)
     if not 0 <= arguments.truncation_psi <= 1:
         raise InvalidInput(f"--truncation-psi is {arguments.truncation_psi}.", hint="0 to 1")
     settings = engine_settings(arguments, max_batch=arguments.batch)
     require_here(settings)
     artefact = chosen_model(settings)
+    artefact.manifest.require_psi(arguments.truncation_psi)
     if arguments.n is not None:
         return write_samples(arguments, settings, artefact)
     return write_pictures(arguments, settings, artefact)
+
+
+def require_effect(arguments: argparse.Namespace) -> None:
+    """Refuse flags that would change nothing of what is made.
+
+    Raises:
+        InvalidInput: naming the first of them.
+    """
+    samples = arguments.n is not None
+    of_others = ("stage", "format") if samples else ("seed", "shard_size")
+    given = [name for name in of_others if getattr(arguments, name) is not None]
+    if not given:
+        return
+    flag = "--" + given[0].replace("_", "-")
+    if samples:
+        raise InvalidInput(
+            f"--n makes samples, and {flag} is for pictures.", hint="--seeds makes pictures"
+        )
+    raise InvalidInput(
+        f"Without --n pictures are made, and {flag} is for samples.",
+        hint="--seeds 5 makes the picture of seed 5",
+    )
 
 
 def write_samples(
@@ -93,9 +117,9 @@ def write_samples(
 
     out = Path(arguments.out)
     folder = is_folder(arguments.out)
-    if not (folder or out.suffix == SAMPLES_SUFFIX) or arguments.stage is not None:
+    if not (folder or out.suffix == SAMPLES_SUFFIX):
         raise InvalidInput(
-            f"--n makes samples, and --out {arguments.out} or --stage is for pictures.",
+            f"--n makes samples, and --out {arguments.out} is for pictures.",
             hint="--out samples.npz or a folder; for pictures --seeds",
         )
     require_writable(out)
@@ -109,7 +133,7 @@ def write_samples(
             precision=engine.backend.precision, n=arguments.n,
             num_classes=artefact.manifest.num_classes,
             class_id=None if mixture is None else class_of(mixture),
-            seed=arguments.seed, truncation_psi=arguments.truncation_psi,
+            seed=arguments.seed or 0, truncation_psi=arguments.truncation_psi,
             shard_size=(SHARD if folder else PIECE) if given is None else given,
             batch=None if determinism == "bytes" else engine.batch,
         )  # fmt: skip

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SUFFIXES: dict[str, Format] = {
     ".png": "png", ".jpeg": "jpeg", ".jpg": "jpeg", ".webp": "webp", ".npy": "npy",
 }  # fmt: skip
+FOLDER_FORMAT: Format = "png"
 MAX_IMAGES = 10_000  # pictures of one run; --n has no limit
 
 P = TypeVar("P", bound="BaseModel")
@@ -50,6 +51,11 @@ def write_pictures(
     if image_format is None and not is_folder(arguments.out):
         raise InvalidInput(f"--out {arguments.out} says no format.",
                            hint=f"a folder, or a name with one of {', '.join(SUFFIXES)}")  # fmt: skip
+    if None not in (image_format, arguments.format) and image_format != arguments.format:
+        raise InvalidInput(
+            f"--out {arguments.out} is a {image_format}, and --format is {arguments.format}.",
+            hint="the suffix says the format of a file; --format is for a folder",
+        )
     require_writable(out)
     return asyncio.run(_write(arguments, settings, artefact, seeds, out, image_format))
 
@@ -132,7 +138,7 @@ async def _folder(
     from cat_serve.web.answers import file_name
 
     waiting, failures, studio = iter(seeds), list[Exception](), set[bool]()
-    image_format: Format = arguments.format
+    image_format: Format = arguments.format or FOLDER_FORMAT
 
     async def work() -> None:
         for seed in waiting:
