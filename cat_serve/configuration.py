@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import SecretStr
 
+from cat_serve.settings import ENV_PREFIX
+
 if TYPE_CHECKING:
     from cat_serve.settings import RepositorySettings
 
+logger = logging.getLogger(__name__)
+
 MASK = "**********"
+NO_SETTINGS = frozenset({"CAT_SERVE_ENGINE_CACHE"})  # of `python -m export.trt`
+# what Kubernetes sets in every container beside a service that is called cat-serve
+SERVICE_LINKS = ("CAT_SERVE_SERVICE_", "CAT_SERVE_PORT_")
 
 
 class Effective(NamedTuple):
@@ -40,6 +51,27 @@ def as_text(settings: RepositorySettings) -> str:
 def as_object(settings: RepositorySettings) -> dict[str, dict[str, Any]]:
     """Return value and source of every setting by its name, for JSON."""
     return {each.name: {"value": each.value, "source": each.source} for each in effective(settings)}
+
+
+def strangers(
+    settings: RepositorySettings, environ: Mapping[str, str] = os.environ
+) -> dict[str, str | None]:
+    """Return every variable that is named like a setting and is none, with the one that may be meant."""
+    known = {ENV_PREFIX + name.upper() for name in type(settings).model_fields} | NO_SETTINGS
+    found = sorted(
+        name
+        for name in environ
+        if name.upper().startswith(ENV_PREFIX)
+        and name.upper() not in known
+        and not name.upper().startswith(SERVICE_LINKS)
+    )
+    return {name: next(iter(get_close_matches(name.upper(), known, 1)), None) for name in found}
+
+
+def warn_of_strangers(settings: RepositorySettings) -> None:
+    """Log each variable that is named like a setting and is none: nothing else tells of a misspelt one."""
+    for name, meant in strangers(settings).items():
+        logger.warning("%s is no setting%s", name, f"; {meant} is one" if meant else "")
 
 
 def _plain(value: Any) -> Any:

@@ -34,7 +34,10 @@ MINUTE_S = 60.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KEY = re.compile(rf"[\x21-\x7e]{{{MIN_KEY_CHARACTERS},512}}")
 _FIELDS = {"key", "images_per_minute", "queued_images"}
-_HINT = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+_MAKE_ONE = "make a key with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+_NAME_A_FILE = (
+    'CAT_SERVE_API_KEYS_FILE (or --api-keys-file) names a TOML file of lines like: bob = "KEY"'
+)
 
 
 class Caller:
@@ -188,9 +191,9 @@ def _of_file(file: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise _refused(f"The file cannot be read: {error.strerror}.") from error
+        raise _refused(f"{file} cannot be read: {error.strerror}.", _NAME_A_FILE) from error
     except (ValueError, RecursionError):  # its message may show a line of the file
-        raise _refused("The file is no TOML of names and keys.") from None
+        raise _refused(f"{file} is no TOML of names and keys.", _NAME_A_FILE) from None
     return [(n, v if isinstance(v, dict) else {"key": v}) for n, v in table.items()]
 
 
@@ -218,8 +221,8 @@ def _checked(name: str, values: Mapping[str, Any]) -> str:
     return key
 
 
-def _refused(message: str) -> InvalidInput:
-    return InvalidInput(f"API keys: {message}", code="bad_settings", hint=_HINT)
+def _refused(message: str, hint: str = _MAKE_ONE) -> InvalidInput:
+    return InvalidInput(f"API keys: {message}", code="bad_settings", hint=hint)
 
 
 def _digest(key: str) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from cat_serve import __version__
 from cat_serve.errors import InvalidInput, MissingDependency
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 EXPORTER = "OTEL_TRACES_EXPORTER"
 DISABLED = "OTEL_SDK_DISABLED"
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+PROTOCOL_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+PROTOCOLS = {"http/protobuf": 4318, "grpc": 4317}  # and the collector's usual port
 EXPORTERS = ("otlp", "console", "none")
 SERVER_ERROR = 500
 
@@ -146,7 +149,7 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Tracing | None:
     """Return what the OTEL_* variables ask for; the SDK itself reads the rest of them.
 
     Raises:
-        InvalidInput: an exporter that is not known here.
+        InvalidInput: an exporter or a protocol that is not known here.
         MissingDependency: they ask for traces, and the packages are not installed.
     """
     exporter = wanted(environ)
@@ -163,11 +166,25 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Tracing | None:
         )
         provider.add_span_processor(BatchSpanProcessor(_exporter(exporter, environ)))
     except ImportError as error:
-        raise MissingDependency(
-            f"OTEL_* variables ask for traces, and {error.name} is not installed.",
-            hint=f"pip install 'cat-serve[otel]', or set {EXPORTER}=none",
-        ) from error
+        raise _missing(error, f"pip install 'cat-serve[otel]', or set {EXPORTER}=none") from error
     return Tracing(provider)
+
+
+def collector(environ: Mapping[str, str]) -> tuple[str, int]:
+    """Return host and port that the exporter `otlp` sends to.
+
+    Raises:
+        InvalidInput: a protocol or an address that is none.
+    """
+    endpoint = _first(environ, ENDPOINTS) or "localhost"
+    try:
+        url = urlsplit(endpoint if "//" in endpoint else f"//{endpoint}")
+        port = url.port or {"https": 443, "http": 80}.get(url.scheme)
+    except ValueError as error:  # not shown: it may have a password
+        raise InvalidInput(
+            f"{ENDPOINTS[1]} is no address.", code="bad_settings", hint="it may be http://host:4318"
+        ) from error
+    return url.hostname or "localhost", port or PROTOCOLS[_protocol(environ)]
 
 
 def _exporter(name: str, environ: Mapping[str, str]) -> Any:
@@ -177,15 +194,38 @@ def _exporter(name: str, environ: Mapping[str, str]) -> Any:
         from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 
         return ConsoleSpanExporter(out=sys.stderr)  # stdout is data
-    protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get(
-        "OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"
-    )
-    if protocol == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (
-            OTLPSpanExporter as GrpcExporter,
-        )
-
-        return GrpcExporter()
+    if _protocol(environ) == "grpc":
+        return _over_grpc()
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     return OTLPSpanExporter()
+
+
+def _over_grpc() -> Any:
+    try:
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+    except ImportError as error:  # the extra has no gRPC: it is large, and collectors take both
+        hint = f"pip install opentelemetry-exporter-otlp-proto-grpc, or set {PROTOCOL_VARIABLES[1]}=http/protobuf"
+        raise _missing(error, hint) from error
+    return OTLPSpanExporter()
+
+
+def _protocol(environ: Mapping[str, str]) -> str:
+    protocol = _first(environ, PROTOCOL_VARIABLES) or "http/protobuf"
+    if protocol not in PROTOCOLS:
+        raise InvalidInput(
+            f"{PROTOCOL_VARIABLES[1]} is {protocol!r}.",
+            code="bad_settings",
+            hint=f"it may be {', '.join(PROTOCOLS)}",
+        )
+    return protocol
+
+
+def _first(environ: Mapping[str, str], names: tuple[str, ...]) -> str | None:
+    return next((value for name in names if (value := environ.get(name, "").strip())), None)
+
+
+def _missing(error: ImportError, hint: str) -> MissingDependency:
+    return MissingDependency(
+        f"OTEL_* variables ask for traces, and {error.name} is not installed.", hint=hint
+    )

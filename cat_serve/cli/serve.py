@@ -39,20 +39,21 @@ def print_config(settings: Settings, form: str) -> None:
     """Print every setting, where it comes from, and no secret."""
     from cat_serve import configuration
 
+    configuration.warn_of_strangers(settings)
     as_json = form == "json"
     print(json.dumps(configuration.as_object(settings)) if as_json else configuration.as_text(settings))  # fmt: skip
 
 
 def serve(settings: Settings) -> int | None:
     """Serve until a signal: in this process, or as the supervisor of several."""
-    from cat_serve import logs
+    from cat_serve import configuration, logs
 
+    logs.configure(settings.log_level, settings.log_format, pid=settings.workers > 1)
+    configuration.warn_of_strangers(settings)
     if settings.workers > 1:
         from cat_serve.workers.supervisor import supervise
 
-        logs.configure(settings.log_level, settings.log_format, pid=True)
         return supervise(settings)
-    logs.configure(settings.log_level, settings.log_format)
     artefacts, _ = read_models(settings)
     from cat_serve.web.server import serve as serve_http
 

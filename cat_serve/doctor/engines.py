@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING, get_args
 
 from cat_serve.backends import open_backend
-from cat_serve.backends.base import Backend, EngineOptions, Provider
+from cat_serve.backends.base import EngineOptions, Provider
 from cat_serve.contract import Precision
 from cat_serve.doctor.finding import Finding, Verdict
+from cat_serve.embedded import embedded
 from cat_serve.errors import CatServeError, MissingDependency
 from cat_serve.golden import check_golden
 from cat_serve.manifest import Artefact
@@ -35,6 +37,8 @@ def look(artefact: Artefact, settings: Settings) -> Iterator[Finding]:
     if settings.backend == "torch":
         options = EngineOptions(threads=settings.threads, checkpoints=settings.checkpoints)
         yield tried("torch", artefact, options, wanted=True)
+    if settings.backend != "triton":
+        yield _studio(artefact, settings)
     if settings.triton_url:
         yield from asyncio.run(_servers(artefact, settings))
 
@@ -59,13 +63,29 @@ def tried(name: str, artefact: Artefact, options: EngineOptions, wanted: bool) -
 
 def _prove(name: str, artefact: Artefact, options: EngineOptions) -> float:
     """Return the seconds that it took; raises what the engine raises."""
-    backend: Backend = open_backend(name, artefact, options)
-    started_s = time.perf_counter()
-    try:
+    with closing(open_backend(name, artefact, options)) as backend:
+        started_s = time.perf_counter()
         check_golden(backend)
-    finally:
-        backend.close()
-    return time.perf_counter() - started_s
+        return time.perf_counter() - started_s
+
+
+def _studio(artefact: Artefact, settings: Settings) -> Finding:
+    """Open the graph of mixtures and stages as the settings say: a server does it at the first request that needs it."""
+    subject = f"{artefact.manifest.model} studio"
+    if not artefact.manifest.stages:
+        return Finding("engine", subject, Verdict.NONE, "the model was exported without one")
+    try:
+        with embedded(artefact, settings, studio=True) as opened:
+            engine = f"{opened.backend.name} in {opened.backend.precision}"
+    except MissingDependency as error:
+        return Finding(
+            "engine", subject, Verdict.NONE, error.message
+        )  # advised where it is lacking
+    except CatServeError as error:
+        lacking = error.code == "no_studio"
+        verdict, advice = (Verdict.NONE, None) if lacking else (Verdict.FAILED, error.hint)
+        return Finding("engine", subject, verdict, error.message, advice)
+    return Finding("engine", subject, Verdict.OK, f"made its golden images on {engine}")
 
 
 async def _servers(artefact: Artefact, settings: Settings) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""The machine and what is installed on it: packages, cores, memory, disk, ports, and settings that name files."""
+"""The machine and what is installed on it: packages, cores, memory, disk, and variables that set nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
-from cat_serve import __version__
+from cat_serve import __version__, configuration
+from cat_serve.doctor import network
 from cat_serve.doctor.finding import Finding, Verdict
 from cat_serve.errors import CatServeError
 from cat_serve.settings import Settings
@@ -22,7 +23,6 @@ PACKAGES = (
 LEAST_MEMORY_BYTES = 512 * 2**20
 LEAST_DISK_BYTES = 2**30
 CONTROL_GROUP = Path("/sys/fs/cgroup")
-READABLE_TO_OTHERS = 0o004
 
 
 def look(settings: Settings, environ: Mapping[str, str] = os.environ) -> Iterator[Finding]:
@@ -35,9 +35,8 @@ def look(settings: Settings, environ: Mapping[str, str] = os.environ) -> Iterato
     yield _workers(settings)
     yield _memory(CONTROL_GROUP)
     yield _disk(settings)
-    yield from _ports(settings)
-    yield from _keys(settings)
-    yield _tracing(environ)
+    yield from _variables(settings, environ)
+    yield from network.look(settings, environ)
 
 
 def _packages(settings: Settings) -> Iterator[Finding]:
@@ -90,7 +89,7 @@ def _workers(settings: Settings) -> Finding:
         return Finding("machine", "workers", Verdict.LACKS, error.message, error.hint)
     detail = f"{settings.workers} HTTP processes over one engine process"
     if settings.workers > (cores := available_cores()):
-        return Finding("machine", "workers", Verdict.WARNING, f"{detail}, on {cores} cores",
+        return Finding("machine", "workers", Verdict.WARNING, f"{detail}; cores: {cores}",
                        "lower --workers: each has one core's worth of work")  # fmt: skip
     return Finding("machine", "workers", Verdict.OK, detail)
 
@@ -135,57 +134,7 @@ def _disk(settings: Settings) -> Finding:
     return Finding("machine", "disk", Verdict.OK, detail)
 
 
-def _ports(settings: Settings) -> Iterator[Finding]:
-    from cat_serve.web.listening import ADMIN_SETTING, bind
-
-    wanted = [("port", settings.host, settings.port, "")]
-    if settings.admin_port is not None:
-        wanted.append(("admin port", settings.admin_host, settings.admin_port, ADMIN_SETTING))
-    for subject, host, port, setting in wanted:
-        try:
-            bind(host, port, setting).close()
-        except CatServeError as error:
-            yield Finding("network", subject, Verdict.LACKS, error.message, error.hint)
-        else:
-            free = f"{port} on {host} is free" if port else f"any free one on {host}"
-            yield Finding("network", subject, Verdict.OK, free)
-
-
-def _keys(settings: Settings) -> Iterator[Finding]:
-    from cat_serve.keys import read_keys
-
-    variable = settings.api_keys.get_secret_value() if settings.api_keys else None
-    try:
-        ring = read_keys(settings.api_keys_file, variable)
-    except CatServeError as error:
-        yield Finding("network", "API keys", Verdict.LACKS, error.message, error.hint)
-        return
-    if ring is not None:
-        yield Finding("network", "API keys", Verdict.OK, f"keys of {', '.join(ring.names)}")
-    elif settings.host not in ("127.0.0.1", "::1", "localhost"):
-        yield Finding(
-            "network", "API keys", Verdict.WARNING,
-            f"none, and {settings.host} is reachable for others",
-            "set --api-keys-file, or keep a proxy that asks who it is in front",
-        )  # fmt: skip
-    else:
-        yield Finding("network", "API keys", Verdict.NONE, "none; only this machine can ask")
-    file = settings.api_keys_file
-    if file is not None and file.stat().st_mode & READABLE_TO_OTHERS:
-        yield Finding("network", "API keys", Verdict.WARNING,
-                      "everybody on this machine can read the file", f"chmod o-rwx {file}")  # fmt: skip
-
-
-def _tracing(environ: Mapping[str, str]) -> Finding:
-    from cat_serve.tracing import wanted
-
-    try:
-        exporter = wanted(environ)
-    except CatServeError as error:
-        return Finding("network", "traces", Verdict.LACKS, error.message, error.hint)
-    if exporter is None:
-        return Finding("network", "traces", Verdict.NONE, "off; the OTEL_* variables ask for none")
-    if _version("opentelemetry-sdk") is None:
-        return Finding("network", "traces", Verdict.LACKS, "asked for, and not installed",
-                       "pip install 'cat-serve[otel]'")  # fmt: skip
-    return Finding("network", "traces", Verdict.OK, f"sent by the exporter {exporter}")
+def _variables(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
+    for name, meant in configuration.strangers(settings, environ).items():
+        advice = f"it may have to be {meant}" if meant else "take it away; docs/settings.md has all"
+        yield Finding("machine", name, Verdict.WARNING, "no setting has this name", advice)

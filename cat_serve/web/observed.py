@@ -73,8 +73,8 @@ class Observed:
             tell(method, route, status, 1e3 * seconds, observed)
 
     def _begin(self, observed: Observation, method: str, scope: Scope) -> RequestTrace | None:
-        if self._tracing is None:
-            return None
+        if self._tracing is None or scope["path"] in PROBES:
+            return None  # of a probe every few seconds nobody wants to read
         observed.trace = trace = self._tracing.begin(method, Headers(scope=scope))
         return trace
 

@@ -70,6 +70,20 @@ def test_queue_that_cannot_hold_the_largest_request_is_refused(
     assert settings.max_queued_images == 9
 
 
+def test_misspelt_variable_is_told_and_does_not_stop_anything(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("CAT_SERVE_THRAEDS", "1")
+    monkeypatch.setenv("CAT_SERVE_ENGINE_CACHE", "somewhere")
+    assert main(["serve", "--print-config"]) == 0
+    assert [record.message for record in caplog.records] == [
+        "CAT_SERVE_THRAEDS is no setting; CAT_SERVE_THREADS is one"
+    ]
+    assert "THRAEDS" not in capsys.readouterr().out
+
+
 def test_unknown_flag_and_missing_command_are_usage_errors() -> None:
     for argv in (["serve", "--prot", "1"], [], ["fly"]):
         with pytest.raises(SystemExit) as caught:

@@ -141,6 +141,48 @@ def test_port_that_is_taken_is_lacking(examine: Examine) -> None:
     assert "--admin-port" in found["admin port"]["advice"]
 
 
+def test_port_that_is_wanted_twice_is_lacking(examine: Examine) -> None:
+    port = str(free_port())
+    code, found = examine("--port", port, "--admin-port", port)
+    assert (code, found["port"]["verdict"], found["admin port"]["verdict"]) == (2, "ok", "lacks")
+
+
+def test_studio_is_opened_and_proved(
+    examine: Examine, copy: Path, add_model: Any, repository: Path
+) -> None:
+    flags = ("--model-repository", str(copy.parent.parent))
+    code, found = examine(*flags)
+    assert (code, found["fashion-32 studio"]["verdict"]) == (0, "ok")
+    shutil.copy(copy / "model.fp16.onnx", copy / "studio.onnx")  # a graph, and not the studio's
+    manifest = json.loads((copy / MANIFEST_NAME).read_text())
+    written = record(copy / "studio.onnx")
+    manifest["files"]["studio.onnx"] |= {"sha256": written.sha256, "size_bytes": written.size_bytes}
+    (copy / MANIFEST_NAME).write_text(json.dumps(manifest))
+    code, found = examine(*flags)
+    assert (code, found["fashion-32 studio"]["verdict"]) == (1, "failed")
+    assert found["fashion-32 on onnxruntime cpu fp32"]["verdict"] == "ok"
+
+
+def test_model_without_a_studio_lacks_nothing(
+    examine: Examine, add_model: Any, repository: Path
+) -> None:
+    add_model()
+    _, found = examine("--model-repository", str(repository))
+    assert found["toy studio"]["verdict"] == "none"
+
+
+def test_variable_that_sets_nothing_is_told(
+    examine: Examine, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAT_SERVE_MAX_BATHC", "8")
+    monkeypatch.setenv("CAT_SERVE_SERVICE_HOST", "10.0.0.1")  # as Kubernetes does
+    monkeypatch.setenv("CAT_SERVE_PORT_8000_TCP", "tcp://10.0.0.1:8000")
+    code, found = examine("--model-repository", str(copy.parent.parent))
+    told = [subject for subject, finding in found.items() if finding["verdict"] == "warning"]
+    assert (code, told) == (0, ["CAT_SERVE_MAX_BATHC"])
+    assert "CAT_SERVE_MAX_BATCH" in found["CAT_SERVE_MAX_BATHC"]["advice"]
+
+
 def test_repository_that_is_not_there_fails(examine: Examine, tmp_path: Path) -> None:
     code, found = examine("--model-repository", str(tmp_path / "none"))
     assert (code, found["repository"]["verdict"]) == (1, "failed")
@@ -160,9 +202,12 @@ def test_keys_are_named_and_their_file_is_kept_from_others(
     file.chmod(0o600)
     code, found = examine("--api-keys-file", str(file))
     assert (found["API keys"]["verdict"], found["API keys"]["detail"]) == ("ok", "keys of bob")
-    file.write_text("")
-    code, found = examine("--api-keys-file", str(file))
-    assert (code, found["API keys"]["verdict"]) == (2, "lacks")
+    for content in ("", None):
+        file.write_text(content) if content is not None else file.unlink()
+        code, found = examine("--api-keys-file", str(file))
+        assert (code, found["API keys"]["verdict"]) == (2, "lacks")
+    assert str(file) in found["API keys"]["detail"]
+    assert "--api-keys-file" in found["API keys"]["advice"]
 
 
 def engine_with_record(folder: Path, artefact: Artefact, **changes: Any) -> Path:
@@ -253,13 +298,35 @@ def test_backend_that_is_not_installed_is_lacking(monkeypatch: pytest.MonkeyPatc
     assert (found.verdict, found.advice) == (Verdict.LACKS, "pip install 'cat-serve[cpu]'")
 
 
-def test_traces_that_nothing_can_send_are_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
-    environ = {"OTEL_TRACES_EXPORTER": "otlp"}
-    found = {f.subject: f for f in environment.look(Settings(port=0), environ)}["traces"]
-    assert found.verdict is Verdict.OK
-    monkeypatch.setattr(environment, "_version", lambda name: None)
-    found = {f.subject: f for f in environment.look(Settings(port=0), environ)}["traces"]
+def traces(environ: dict[str, str]) -> Finding:
+    return {f.subject: f for f in environment.look(Settings(port=0), environ)}["traces"]
+
+
+def test_traces_are_off_sent_or_lost() -> None:
+    assert traces({}).verdict is Verdict.NONE
+    assert traces({"OTEL_TRACES_EXPORTER": "console"}).verdict is Verdict.OK
+    with bind("127.0.0.1", 0) as collector:
+        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.getsockname()[1]}"}
+        assert traces(environ).verdict is Verdict.OK
+    lost = traces(environ)
+    assert lost.verdict is Verdict.WARNING
+    assert "127.0.0.1" in lost.detail
+
+
+@pytest.mark.parametrize(
+    ("environ", "advised"),
+    [
+        ({"OTEL_TRACES_EXPORTER": "smoke"}, "otlp, console, none"),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, "http/protobuf"),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "opentelemetry-exporter-otlp-proto-grpc"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://me:secret@host:port"}, "http://host:4318"),
+    ],
+)
+def test_traces_that_nothing_can_send_are_lacking(environ: dict[str, str], advised: str) -> None:
+    found = traces({"OTEL_TRACES_EXPORTER": "otlp"} | environ)
     assert found.verdict is Verdict.LACKS
+    assert advised in (found.advice or "")
+    assert "secret" not in found.detail
 
 
 def test_memory_is_that_of_the_container_if_it_is_less(tmp_path: Path) -> None:
