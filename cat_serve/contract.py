@@ -16,6 +16,7 @@ import numpy as np
 Precision = Literal["fp32", "fp16"]
 
 BATCH = "batch"
+NEUTRAL_PSI = 1.0  # of truncation_psi, whatever it means for a model
 
 Z = "z"
 CLASS_ID = "class_id"

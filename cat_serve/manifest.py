@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cat_serve.contract import Batch, Precision
-from cat_serve.errors import ArtefactError
+from cat_serve.contract import NEUTRAL_PSI, Batch, Precision
+from cat_serve.errors import ArtefactError, InvalidInput
 from cat_serve.files import sha256_of, write_text
 from cat_serve.latents import latents_from_seeds
 
@@ -92,7 +92,9 @@ class Manifest:
     max_batch: int
     golden: Golden
     stages: int = 0
-    psi: dict[str, Any] = field(default_factory=lambda: {"meaning": "w_lerp", "neutral": 1.0})
+    psi: dict[str, Any] = field(
+        default_factory=lambda: {"meaning": "w_lerp", "neutral": NEUTRAL_PSI}
+    )
     parity: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     made_with: dict[str, str] = field(default_factory=dict)
@@ -106,6 +108,30 @@ class Manifest:
     def precisions(self) -> tuple[Precision, ...]:
         """Return the precisions of the plain graphs there are."""
         return tuple(precision for precision, name in GRAPH_NAMES.items() if name in self.files)
+
+    @property
+    def why_no_studio(self) -> str:
+        """Why mixtures and stages cannot be had, where `stages` is 0."""
+        if self.psi["meaning"] == "none":
+            return "its generator has no stages, and takes one class"
+        return "the model was exported without its studio"
+
+    def require_psi(self, truncation_psi: float) -> None:
+        """Refuse a truncation that would change nothing, rather than ignore it.
+
+        Raises:
+            InvalidInput: `bad_truncation_psi`, it means nothing for this model.
+        """
+        neutral = self.psi["neutral"]
+        if self.psi["meaning"] == "none" and truncation_psi != neutral:
+            raise InvalidInput(
+                f"truncation_psi is {truncation_psi}, and it means nothing for {self.model}.",
+                code="bad_truncation_psi",
+                hint="leave it out: this model has no truncation",
+                parameter="truncation_psi",
+                got=truncation_psi,
+                accepted=f"{neutral:g}",
+            )
 
     def save(self, folder: Path) -> None:
         write_text(folder / MANIFEST_NAME, json.dumps(asdict(self), indent=1) + "\n")

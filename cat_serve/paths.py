@@ -34,7 +34,8 @@ class PathRequest:
     because its neighbour came from a graph of another precision.
 
     Raises:
-        InvalidInput: `bad_mixture`, there are more classes between two key frames than can be mixed.
+        InvalidInput: `bad_mixture`, there are more classes between two key frames than can be mixed;
+            `bad_truncation_psi`, the model has no truncation.
     """
 
     model: ServedModel
@@ -45,6 +46,7 @@ class PathRequest:
     truncation_psi: float
 
     def __post_init__(self) -> None:
+        self.model.artefact.manifest.require_psi(self.truncation_psi)
         ways = itertools.pairwise([*self.keys, *self.keys[: int(self.loop)]])
         for number, (start, end) in enumerate(ways):
             classes = {*start.weights, *end.weights}

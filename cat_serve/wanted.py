@@ -65,6 +65,9 @@ class ImageRequest:
         seeds: of each image; empty if there is a `z`.
         stage: whose image is wanted, from 1; None: the last one's, which is the image itself.
         z: float32, of the model's z_shape: of the only image, instead of a seed.
+
+    Raises:
+        InvalidInput: `bad_truncation_psi`, the model has no truncation.
     """
 
     model: ServedModel
@@ -73,6 +76,9 @@ class ImageRequest:
     truncation_psi: float
     stage: int | None = None
     z: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        self.model.artefact.manifest.require_psi(self.truncation_psi)
 
     @classmethod
     def of(

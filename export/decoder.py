@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ def with_decoder(path: Path, decoder: Path, name: str) -> Path:
         InvalidInput: the name is no model's, or the checkpoint's own.
     """
     from cat_serve.files import sha256_of
-    from cat_serve.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from cat_serve.model.checkpoint import load_checkpoint, save_checkpoint
     from cat_serve.model.vae import load_decoder, upscale, vae_sha256
 
     require_model_name(name)
@@ -40,6 +41,8 @@ def with_decoder(path: Path, decoder: Path, name: str) -> Path:
             f"{name!r} is the model with the decoder it has.",
             hint="another decoder is another model",
         )
+    if old.vae is None:
+        raise InvalidInput(f"{old.name} makes pixels: it has no decoder to replace.")
     vae = load_decoder(decoder)
     channels, wanted = vae.config.latent_channels, old.vae.config.latent_channels
     if channels != wanted or upscale(vae) != upscale(old.vae):
@@ -54,23 +57,38 @@ def with_decoder(path: Path, decoder: Path, name: str) -> Path:
             "kind": type(vae).__name__,
             "folder": decoder.name,
             "sha256": vae_sha256(vae),
-            "psnr_to_replaced_db": psnr_between(old, vae),
+            "psnr_to_replaced_db": psnr_between(old, replaced(old, vae)),
         },
     }
-    save_checkpoint(out, Checkpoint(name, old.generator, vae, old.class_names, old.training | made))
+    new = dataclasses.replace(replaced(old, vae), name=name, training=old.training | made)
+    save_checkpoint(out, new)
     return out
 
 
-def psnr_between(checkpoint: Checkpoint, vae: Vae) -> float | None:
-    """Return the PSNR (dB) of a few images decoded by `vae` and by the checkpoint's own; None if they are equal."""
-    from cat_serve.model.checkpoint import Checkpoint
+def replaced(old: Checkpoint, vae: Vae) -> Checkpoint:
+    """Return a checkpoint with another decoder; the scale of its latents is kept.
+
+    A tiny decoder takes latents as SD-VAE's were scaled, so a scale to the posterior is followed by that factor.
+    """
+    from cat_serve.model.vae import TINY, LatentAffine
+
+    affine = old.affine
+    was, now = (type(v).__name__ == TINY for v in (old.vae, vae))
+    if affine is not None and old.vae is not None and was != now:
+        factor = float((vae if was else old.vae).config.scaling_factor)
+        factor = 1 / factor if was else factor
+        affine = LatentAffine(affine.mean * factor, affine.std * factor)
+    return dataclasses.replace(old, vae=vae, affine=affine)
+
+
+def psnr_between(checkpoint: Checkpoint, other: Checkpoint) -> float | None:
+    """Return the PSNR (dB) of a few images of two checkpoints; None if they are equal."""
     from cat_serve.model.fused import FusedModel
     from export.parity import compare
     from export.probes import many_images
 
     rows = many_images(len(checkpoint.class_names), COMPARED_IMAGES)
-    batch = rows.batch((checkpoint.generator.config.z_dim,))
-    other = Checkpoint(checkpoint.name, checkpoint.generator, vae, checkpoint.class_names)
+    batch = rows.batch(checkpoint.generator.config.z_shape)
     a, b = (FusedModel.from_checkpoint(form).run(batch) for form in (checkpoint, other))
     psnr_db: float | None = compare(a, b).to_dict()["psnr_db"]
     return psnr_db

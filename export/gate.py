@@ -52,7 +52,7 @@ class Gate:
 
     def __post_init__(self) -> None:
         config = self.checkpoint.generator.config
-        self.batch = probe_batch(config.num_classes, (config.z_dim,), self.classes)
+        self.batch = probe_batch(config.num_classes, config.z_shape, self.classes)
 
     def inputs(self, studio: bool) -> Batch | StudioBatch:
         """Return the fixed inputs of a plain or a studio graph."""

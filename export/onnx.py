@@ -2,8 +2,8 @@
 
     python -m export.onnx checkpoints/fashion-32.safetensors --repository model_repository
 
-A graph holds mapping, truncation, trunk, VAE decoder and rounding. There is a plain one per precision, and a
-studio one (mixtures of classes, images of every stage). The export gets its name only after ONNX Runtime gave,
+A graph holds mapping, truncation, trunk, VAE decoder and rounding, each where the model has it. There is a plain one per
+precision, and for CAT a studio one (mixtures of classes, images of every stage). The export gets its name only after ONNX Runtime gave,
 with every graph, the images that torch gives in float32, on fixed seeds, within the budget of its precision.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from cat_serve.contract import Precision
 
@@ -39,7 +39,7 @@ class ExportOptions:
     Attributes:
         precisions: of the plain graphs.
         decoder_precision: of the VAE decoder in fp16 graphs.
-        studio_precision: of the studio graph; None leaves it out.
+        studio_precision: of the studio graph; None leaves it out, "auto" is fp16 where the generator has stages.
         max_batch: the largest batch a service may send.
         parity_classes: classes that every graph is compared on, three images each.
         external_data: put the weights into a file beside each graph; beyond 2 GB they always are.
@@ -47,7 +47,7 @@ class ExportOptions:
 
     precisions: Sequence[Precision] = PRECISIONS
     decoder_precision: Precision = "fp16"
-    studio_precision: Precision | None = "fp16"
+    studio_precision: Precision | Literal["auto"] | None = "auto"
     max_batch: int = MAX_BATCH
     parity_classes: int = PARITY_CLASSES
     external_data: bool = False
@@ -68,6 +68,7 @@ def export(
         CheckpointError: the checkpoint cannot be read.
         ParityError: a graph differs from torch beyond the budget of its precision; nothing is written.
     """
+    from cat_serve.contract import NEUTRAL_PSI
     from cat_serve.files import replacing, sha256_of
     from cat_serve.manifest import Manifest, record
     from cat_serve.model.checkpoint import load_checkpoint
@@ -76,7 +77,8 @@ def export(
     options = options or ExportOptions()
     checkpoint = load_checkpoint(checkpoint_path)
     config = checkpoint.generator.config
-    graphs = plan(options.precisions, options.decoder_precision, options.studio_precision)
+    studio = studio_precision(checkpoint, options)
+    graphs = plan(options.precisions, options.decoder_precision, studio)
     target = repository / checkpoint.name / str(version)
     with replacing(target) as workspace:
         files, parity = write_and_prove(checkpoint, graphs, workspace, options)
@@ -86,11 +88,12 @@ def export(
             model=checkpoint.name,
             files=files | {golden.file: record(workspace / golden.file)},
             class_names=checkpoint.class_names,
-            z_shape=(config.z_dim,),
+            z_shape=config.z_shape,
             image_size=image_size,
             max_batch=options.max_batch,
             golden=golden,
-            stages=config.stages if options.studio_precision else 0,
+            stages=config.stages if studio else 0,
+            psi={"meaning": config.psi_meaning, "neutral": NEUTRAL_PSI},
             parity=parity,
             source={"checkpoint_sha256": sha256_of(checkpoint_path)} | checkpoint.training,
             made_with={
@@ -98,6 +101,25 @@ def export(
             },
         ).save(workspace)
     return target
+
+
+def studio_precision(checkpoint: Checkpoint, options: ExportOptions) -> Precision | None:
+    """Return the precision of the studio graph, None where there will be none.
+
+    Raises:
+        InvalidInput: one is asked for, and the generator has neither stages nor class embeddings to mix.
+    """
+    from cat_serve.errors import InvalidInput
+
+    stages = checkpoint.generator.config.stages
+    if options.studio_precision == "auto":
+        return "fp16" if stages else None
+    if options.studio_precision is not None and not stages:
+        raise InvalidInput(
+            f"{checkpoint.name} has no stages, so there is no studio of it.",
+            hint="leave --studio-precision away, or give none",
+        )
+    return options.studio_precision
 
 
 def write_and_prove(
@@ -154,7 +176,7 @@ def make_golden(
     chosen = np.linspace(0, classes - 1, count).astype(int).tolist()
     seeds, psi = tuple(range(len(chosen))), (1.0,) * len(chosen)
     golden = Golden(GOLDEN_NAME, tuple(chosen), seeds, psi, max_levels={})
-    batch = golden.batch((checkpoint.generator.config.z_dim,))
+    batch = golden.batch(checkpoint.generator.config.z_shape)
     outputs = {g.precision: in_batches(onnx_engine(folder / g.name), batch, 2) for g in graphs}
     images = outputs[graphs[0].precision]
     for precision, output in outputs.items():
@@ -181,8 +203,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--name",
         help="of the model with the other decoder; its checkpoint is written beside CHECKPOINT",
     )
-    add("--studio-precision", choices=(*PRECISIONS, "none"), default="fp16",
-        help="of studio.onnx; none leaves it out (default: %(default)s)")  # fmt: skip
+    add("--studio-precision", choices=(*PRECISIONS, "auto", "none"), default="auto",
+        help="of studio.onnx; none leaves it out; auto: fp16, and none where the generator has no stages (default: %(default)s)")  # fmt: skip
     add("--external-data", action="store_true",
         help="put the weights beside each graph, as is done beyond 2 GB anyway")  # fmt: skip
     add("--max-batch", type=int, default=MAX_BATCH, help="(default: %(default)s)")

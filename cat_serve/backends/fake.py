@@ -55,9 +55,8 @@ class FakeBackend:
     def open_studio(self) -> FakeStudio:
         """See `Backend.open_studio`."""
         if self.studio_determinism is None:
-            raise no_studio(
-                self.artefact.manifest.model, "the model was exported without its studio"
-            )
+            manifest = self.artefact.manifest
+            raise no_studio(manifest.model, manifest.why_no_studio)
         self.studios.append(FakeStudio(self.artefact))
         return self.studios[-1]
 

@@ -65,9 +65,8 @@ class LocalEngine:
     async def open_studio(self) -> LocalEngine:
         """See `Engine.open_studio`."""
         if self.studio_determinism is None:
-            raise no_studio(
-                self.artefact.manifest.model, "the model was exported without its studio"
-            )
+            manifest = self.artefact.manifest
+            raise no_studio(manifest.model, manifest.why_no_studio)
         backend: Any = self._backend
         studio: StudioBackend = await asyncio.to_thread(backend.open_studio)
         engine = LocalEngine(studio, self._count)

@@ -66,9 +66,8 @@ class OnnxRuntimeBackend:
     def open_studio(self) -> OnnxRuntimeStudio:
         """See `Backend.open_studio`."""
         if self.studio_determinism is None:
-            raise no_studio(
-                self.artefact.manifest.model, "the model was exported without its studio"
-            )
+            manifest = self.artefact.manifest
+            raise no_studio(manifest.model, manifest.why_no_studio)
         return OnnxRuntimeStudio(self.artefact, *self._where)
 
     def close(self) -> None:

@@ -53,9 +53,8 @@ class TorchBackend:
     def open_studio(self) -> TorchStudio:
         """See `Backend.open_studio`."""
         if self.studio_determinism is None:
-            raise no_studio(
-                self.artefact.manifest.model, "the model was exported without its studio"
-            )
+            manifest = self.artefact.manifest
+            raise no_studio(manifest.model, manifest.why_no_studio)
         return TorchStudio(self.artefact, self._checkpoint)
 
     def close(self) -> None:

@@ -21,17 +21,15 @@ def open_checkpoint(name: str, precision: Precision) -> Form:
     from cat_serve.files import sha256_of
     from cat_serve.model.checkpoint import load_checkpoint
     from cat_serve.model.fused import FusedModel
-    from cat_serve.model.vae import upscale
 
     checkpoint = load_checkpoint(Path(name))
     model = FusedModel.from_checkpoint(checkpoint)
-    side_px = checkpoint.generator.config.latent_size * upscale(checkpoint.vae)
     identity = Identity(
         checkpoint_sha256=sha256_of(Path(name)),
         num_classes=len(checkpoint.class_names),
         class_names=checkpoint.class_names,
-        z_shape=(checkpoint.generator.config.z_dim,),
-        image_size=(side_px, side_px),
+        z_shape=checkpoint.generator.config.z_shape,
+        image_size=checkpoint.image_size,
     )
     return Form(
         name=name,

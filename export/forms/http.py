@@ -88,6 +88,7 @@ class RemoteModel:
         label: name@version, which every answer must carry.
         max_images: most images of one request.
         at_once: most requests at the same time.
+        neutral_psi: the only truncation that the model takes; None: it takes any.
     """
 
     server: Server
@@ -96,6 +97,7 @@ class RemoteModel:
     image_size: tuple[int, int]
     max_images: int
     at_once: int
+    neutral_psi: float | None = None
 
     def run(self, batch: Seeded) -> Output:
         """Make the images of all rows, in requests sent at once that the server may batch as it likes.
@@ -109,6 +111,10 @@ class RemoteModel:
         with ThreadPoolExecutor(min(len(pieces), self.at_once)) as pool:
             return joined(list(pool.map(self.request, pieces)))
 
+    def psi_of(self, piece: Seeded) -> float:
+        """Return the truncation to ask for; a server refuses one that means nothing, and images do not depend on it."""
+        return float(piece.truncation_psi[0]) if self.neutral_psi is None else self.neutral_psi
+
     def request(self, piece: Seeded) -> Output:
         """Make the images of rows that one request can name; rows the server will not show are not ok."""
         from cat_serve.contract import Output
@@ -118,7 +124,7 @@ class RemoteModel:
             "model": self.name,
             "class": int(piece.class_id[0]),
             "seed": int(piece.seed[0]),
-            "truncation_psi": float(piece.truncation_psi[0]),
+            "truncation_psi": self.psi_of(piece),
             "n": len(piece),
             "format": "npy",
             "response": "image",
@@ -215,6 +221,9 @@ def _form(name: str, server: Server, card: dict[str, Any]) -> Form:
         name=card["name"],
         label=f"{card['name']}@{card['version']}",
         image_size=(height, width),
+        neutral_psi=float(card["truncation_psi"]["neutral"])
+        if card["truncation_psi"]["meaning"] == "none"
+        else None,
         max_images=min(limits["max_images_per_request"], RUN_BATCH),
         at_once=at_once,
     )

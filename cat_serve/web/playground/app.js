@@ -7,7 +7,7 @@ import { Picture, SHARP_BELOW_PX } from "./picture.js";
 import { Player } from "./player.js";
 import { Recent } from "./recent.js";
 import { Stages } from "./stages.js";
-import { classOf, draw, format, parse, query, request, shares } from "./state.js";
+import { classOf, draw, format, parse, query, request, shares, suited } from "./state.js";
 import { copyCommand, say, showFacts, showProblem, showTake, showWaiting } from "./view.js";
 
 const SETTLED_MS = 500;
@@ -37,6 +37,7 @@ function nameOf(index) {
 function change(part, asks = true) {
   const other = "model" in part && part.model !== model().name;
   state = { ...state, ...part };
+  if (other) state = suited(state, model());
   if (other) offer();
   controls.show(state, nameOf);
   player.show(state, model());

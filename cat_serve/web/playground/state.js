@@ -30,6 +30,12 @@ export function format(state) {
   return `#${told}`;
 }
 
+/** Return a state for a model that was just chosen: without truncation, mixtures and stages where it has none. */
+export function suited(state, model) {
+  const psi = model.truncation_psi.meaning === "none" ? { psi: FIRST.psi } : {};
+  return { ...state, ...psi, ...(model.stages ? {} : { mix: "", stage: 0, to: "" }) };
+}
+
 /** Return a seed that leaves room for `n` images. */
 export function draw(n = 1) {
   const [drawn] = crypto.getRandomValues(new Uint32Array(1));
