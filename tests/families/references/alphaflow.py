@@ -49,11 +49,11 @@ def state_dict(config: Config, seed: int) -> State:
     }
 
 
-def random_file(config: Config, seed: int) -> dict[str, Any]:
+def published(config: Config, averaged: State, last: State) -> dict[str, Any]:
     """Return a snapshot of its training, plain containers alone."""
     return {
-        "net": state_dict(config, seed + 1),
-        "ema": state_dict(config, seed),
+        "net": last,
+        "ema": averaged,
         "lr_scheduler": None,
         "grad_scaler": None,
         "optimizer": None,

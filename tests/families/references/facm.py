@@ -55,18 +55,17 @@ def state_dict(config: Config, seed: int) -> State:
     return state | {ROPE[0]: both.cos().float(), ROPE[1]: both.sin().float()}
 
 
-def random_file(config: Config, seed: int) -> dict[str, Any]:
+def published(config: Config, averaged: State, last: State) -> dict[str, Any]:
     """Return what its training saves: model, both averages with their counters, optimizer, flags."""
     emas: State = {}
-    for which, offset in ((0, 2), (1, 0)):
+    for which, model in ((0, last), (1, averaged)):
         emas |= {
             f"ema_models.{which}.initted": torch.tensor(True),
             f"ema_models.{which}.step": torch.tensor(250_000),
         }
-        model = state_dict(config, seed + offset)
         emas |= {f"ema_models.{which}.ema_model.{key}": value for key, value in model.items()}
     return {
-        "model": state_dict(config, seed + 1),
+        "model": last,
         "emas": emas,
         "opt": {"state": {}, "param_groups": [{"lr": 1e-4}]},
         "args": Namespace(image_size=256, num_classes=config.classes),
@@ -83,6 +82,11 @@ def random_stats(config: Config, seed: int) -> State:
         "mean": torch.randn(shape, generator=rng),
         "std": 1 + torch.rand(shape, generator=rng),
     }
+
+
+def posterior(stats: State, latents: Tensor) -> Tensor:
+    """Return what the VAE decodes: latents std + mean, channel by channel."""
+    return latents * stats["std"] + stats["mean"]
 
 
 def step(state: State, config: Config, z: Tensor, class_id: list[int]) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tests.families.references import dit
@@ -21,6 +22,8 @@ FAMILY = "meanflow"
 SIZES = {"B/2": dit.B, "L/2": dit.L, "XL/2": dit.XL}
 TINY = dit.TINY
 T, R = 1.0, 0.0
+MEAN = (0.86488, -0.27787343, 0.21616915, 0.3738409)
+STD = (4.85503674, 5.31922414, 3.93725398, 3.9870003)
 
 
 def layout(config: Config) -> dict[str, tuple[int, ...]]:
@@ -33,15 +36,21 @@ def state_dict(config: Config, seed: int) -> State:
     return dit.drawn(layout(config), config, seed)
 
 
-def random_file(config: Config, seed: int) -> dict[str, Any]:
+def published(config: Config, averaged: State, last: State) -> dict[str, Any]:
     """Return what its training saves, flags as a Namespace."""
     return {
-        "model": state_dict(config, seed + 1),
-        "ema": state_dict(config, seed),
+        "model": last,
+        "ema": averaged,
         "opt": {"state": {}, "param_groups": [{"lr": 1e-4}]},
         "args": Namespace(model="SiT-XL/2", resolution=256, num_classes=config.classes),
         "steps": 400_000,
     }
+
+
+def posterior(latents: Tensor) -> Tensor:
+    """Return what the VAE decodes: latents * 2 std + mean, as half of a unit is what training scaled by."""
+    mean, std = (torch.tensor(values).to(latents).reshape(-1, 1, 1) for values in (MEAN, STD))
+    return latents * 2 * std + mean
 
 
 def step(state: State, config: Config, z: Tensor, class_id: list[int]) -> Tensor:

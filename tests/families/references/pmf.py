@@ -72,9 +72,9 @@ def state_dict(config: Config, seed: int) -> State:
     }
 
 
-def random_file(config: Config, seed: int) -> dict[str, Any]:
-    """Return what torch.save wrote: the state itself."""
-    return dict(state_dict(config, seed))
+def published(config: Config, averaged: State, last: State) -> dict[str, Any]:
+    """Return what torch.save wrote: the averaged weights alone."""
+    return dict(averaged)
 
 
 def step(

@@ -35,11 +35,11 @@ def state_dict(config: Config, seed: int) -> State:
     return {PREFIX + key: value for key, value in state.items()}
 
 
-def random_file(config: Config, seed: int) -> dict[str, Any]:
-    """Return what its training saves: the averaged weights, the last ones, the optimizer and the step."""
+def published(config: Config, averaged: State, last: State) -> dict[str, Any]:
+    """Return what its training saves: both sets of weights, the optimizer and the step."""
     return {
-        "model": state_dict(config, seed + 1),
-        "ema_model": state_dict(config, seed),
+        "model": last,
+        "ema_model": averaged,
         "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]},
         "steps": 1_200_000,
     }
