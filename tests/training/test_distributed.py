@@ -149,16 +149,31 @@ def read_log(run: Path) -> list[dict[str, float]]:
     ]
 
 
+# as docs/training.md gives them, but for the port, which is free here
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", "-m", "training.train"],
+    "accelerate": [
+        "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "training.train", "--cpu",
+    ],
+}  # fmt: skip
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_run_goes_on_with_another_number_of_processes(
-    prepared: Path, vae_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    prepared: Path,
+    vae_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    launcher: str,
 ) -> None:
-    """One process, then two under torchrun, then one again: the run of one process all along."""
+    """One process, then two under a launcher, then one again: the run of one process all along."""
     one, parts = tmp_path / "one", tmp_path / "parts"
     assert main(train_flags(prepared, vae_folder, one, 48)) == 0
     assert main(train_flags(prepared, vae_folder, parts, 16)) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
-    command = [*launch, "training.train", *train_flags(prepared, vae_folder, parts, 32)]
+    launch = [sys.executable, "-m", *LAUNCHERS[launcher]]
+    command = [*launch, *train_flags(prepared, vae_folder, parts, 32)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     two = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S
