@@ -11,6 +11,8 @@ PIP    := -m pip install --quiet --disable-pip-version-check --constraint constr
 
 # about how long `make chaos` takes on a machine that is idle
 CHAOS_MINUTES ?= 10
+# the checkpoint that `make check-weights` looks at
+FILE ?=
 
 # Garment photographs, a Debian package: https://packages.debian.org/dataset-fashion-mnist
 FASHION_MNIST := /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
