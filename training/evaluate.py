@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("runs/evaluation"))
     add("--vae", type=Path, help="the model's VAE or checkpoint, to measure its reconstructions")
     add("--metrics", nargs="+", choices=list(METRICS), metavar="METRIC",
-        help="what is measured (default: all that is possible but kd): " + ", ".join(METRICS))  # fmt: skip
+        help="what is measured (default: all that is possible but kd and is): " + ", ".join(METRICS))  # fmt: skip
     add("--card", type=Path, help="write the figures as a model card, in Markdown")
     add("--require", type=requirement, nargs="+", default=[], metavar="FIGURE=LEAST",
         help="exit 1 if a figure is smaller, e.g. recognised=0.9")  # fmt: skip
@@ -143,7 +143,7 @@ def prepare(arguments: argparse.Namespace, command: str) -> Evaluation:
     subject = open_subject(a.model)
     reference = open_reference(a)
     labelled = subject.made is None or subject.made.labels is not None
-    metrics = choose_metrics(a.metrics, reference, labelled)
+    metrics = choose_metrics(a.metrics, reference, labelled, a.inception is not None)
     if {"recognition", "cas", "pairs"} & set(metrics):
         require_same_classes(subject, reference)
     if a.searched is not None and a.searched < 1:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from cat_serve.model.checkpoint import Checkpoint, save_checkpoint
 from cat_serve.model.generator import Generator
 from cat_serve.model.vae import load_vae
-from cat_serve.quality.inception import InceptionFeatures
+from cat_serve.quality.inception import InceptionFeatures, inception_score
 from training.data import Latents
 from training.evaluate import main
 from training.evaluation.measures import METRICS
@@ -41,11 +41,16 @@ def checkpoint_path(
 
 
 class Pooled(nn.Module):
-    """Stands for the Inception network: the same call, twelve features of bytes."""
+    """Stands for the Inception network: the same calls, twelve features of bytes, or as many classes."""
 
-    def forward(self, images: Tensor, return_features: bool = False) -> Tensor:
-        assert return_features
-        return functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
+    def forward(
+        self, images: Tensor, return_features: bool = False, no_output_bias: bool = False
+    ) -> Tensor:
+        features = functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
+        if return_features:
+            return features
+        assert no_output_bias
+        return (features / 10).softmax(1)
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +137,9 @@ def test_photographs_are_at_no_distance_from_themselves(
     assert figures["manifolds"]["real"]["precision"] == figures["manifolds"]["real"]["recall"] == 1
     assert figures["manifolds"]["generated"]["precision"] < 0.5
     assert figures["kid"]["generated"] > figures["kid"]["real"]
+    score = figures["inception_score"]
+    assert 1 < score["generated"] < 12
+    assert score["real"] != score["generated"]
     assert figures["neighbours"]["unseen"]["median"] == pytest.approx(0, abs=1e-3)
     assert figures["neighbours"]["nearer_than_unseen"] == 0
 
@@ -303,6 +311,38 @@ def test_adms_moments_are_what_an_fid_is_measured_to(
     figures = json.loads((tmp_path / "evaluation.json").read_text())
     assert figures["fid"]["generated"] == pytest.approx(12 * 3**2, rel=1e-4)
     assert figures["photographs"] == 40
+
+
+def test_adms_file_is_measured_against_end_to_end(
+    checkpoint_path: Path, inception: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model against a file of ADM's layout: images, labels and both pairs of moments.
+
+    With random and with balanced labels; the FID is to the moments in the file, the Inception Score that of its images.
+    """
+    images = np.random.RandomState(0).randint(0, 256, (30, 32, 32, 3), dtype=np.uint8)
+    features = InceptionFeatures(inception)(images).double()
+    arrays = {"arr_0": images, "arr_1": np.arange(30), "mu": features.mean(0), "sigma": features.T.cov()}  # fmt: skip
+    reference = tmp_path / "VIRTUAL_imagenet256_labeled.npz"
+    np.savez(reference, **arrays, mu_s=np.zeros(2), sigma_s=np.eye(2))
+    out = tmp_path / "out"
+    command = [str(checkpoint_path), "--reference", str(reference), "--out", str(out), "--samples", "20",
+               "--labels", "random", "balanced", "--metrics", "fd", "manifolds", "is"]  # fmt: skip
+    assert main([*command, "--inception", str(inception)]) == 0
+    figures = json.loads((out / "evaluation.json").read_text())
+    assert (figures["images"], figures["photographs"], figures["labels"]) == (20, 30, "random")
+    made = np.concatenate([np.load(path) for path in sorted(out.glob("kept/generate-*/*.npy"))])
+    assert made.shape == (40, 32, 32, 3)
+    expected = figures["fid"]["generated"]
+    assert expected > 1
+    assert [row["labels"] for row in figures["settings"]] == ["random", "balanced"]
+    assert figures["settings"][0]["fd"] == expected != figures["settings"][1]["fd"]
+    uniform = InceptionFeatures(inception).probabilities(images)
+    assert figures["inception_score"]["real"] == pytest.approx(inception_score(uniform)["mean"])
+    assert "Inception Score" in (out / "evaluation.md").read_text()
+    capsys.readouterr()
+    assert main(command) == 2  # without the network there is no such score
+    assert "needs Inception's classes" in capsys.readouterr().err
 
 
 def test_what_is_no_inception_network_is_one_clear_line(

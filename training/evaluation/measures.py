@@ -28,8 +28,9 @@ METRICS: Mapping[str, str] = {
     "kd": "kernel distance",
     "manifolds": "precision and recall, density and coverage",
     "neighbours": "nearest training photographs of samples",
+    "is": "Inception Score, with --inception alone",
 }
-NOT_ASKED = ("kd",)  # only when it is named
+NOT_ASKED = ("kd", "is")  # only when they are named
 JUDGED = ("recognition", "cas")
 BATCH_SIZE = 32
 
@@ -136,7 +137,29 @@ class Measures:
             figures["kd"] = kernel_distance(features, self.real)["mean"]
         if "manifolds" in self.metrics:
             figures |= self.manifolds(features)
+        if "is" in self.metrics:
+            figures["inception_score"] = self.inception_score(made)
         return figures
+
+    def inception_score(self, photographs: Photographs) -> float:
+        """Return the Inception Score; the network runs once more, for its classes."""
+        import torch
+
+        from cat_serve.quality.inception import InceptionFeatures, inception_score
+
+        network, images = self.extractor, photographs.images
+        assert isinstance(network, InceptionFeatures)
+
+        def make(start: int, stop: int) -> np.ndarray:
+            parts = [
+                network.probabilities(images[first : min(first + BATCH_SIZE, stop)]).numpy()
+                for first in range(start, stop, BATCH_SIZE)
+            ]
+            return np.concatenate(parts)
+
+        key = {"network": network.source, "images": photographs.digest}
+        kept = self.store.array("classes", key, len(images), make, "Inception's classes")
+        return inception_score(torch.from_numpy(kept))["mean"]
 
     def frechet(self, features: Tensor) -> float:
         """Return the Frechet distance to the reference: to its own moments where they are of these features."""
@@ -157,12 +180,13 @@ class Measures:
 
 
 def choose_metrics(
-    asked: list[str] | None, reference: Reference, labelled: bool
+    asked: list[str] | None, reference: Reference, labelled: bool, inception: bool = False
 ) -> tuple[str, ...]:
     """Return the metrics that are asked for, or all that these photographs and samples allow.
 
     Args:
         labelled: whether the samples have labels.
+        inception: whether the features are Inception's.
 
     Raises:
         InvalidInput: one that is asked for cannot be measured.
@@ -175,6 +199,8 @@ def choose_metrics(
         lacking["pairs"] = "needs labels"
     if reference.train is None:
         lacking["neighbours"] = "needs the training photographs"
+    if not inception:
+        lacking["is"] = "needs Inception's classes (--inception)"
     if asked is None:
         return tuple(name for name in METRICS if name not in lacking and name not in NOT_ASKED)
     if impossible := [name for name in asked if name in lacking]:

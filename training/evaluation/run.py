@@ -92,7 +92,7 @@ class Evaluation:
         measures = self.measures
         rebuilt = self._reconstructions()
         figures = self._judged(made, rebuilt)
-        if not {"pairs", "fd", "kd", "manifolds", "neighbours"} & set(measures.metrics):
+        if not {"pairs", "fd", "kd", "manifolds", "neighbours", "is"} & set(measures.metrics):
             return figures
         features = measures.features(made, "sample")
         own = measures.of(made, features)
@@ -145,6 +145,9 @@ class Evaluation:
         if "kd" in own:
             kernels = {key: kernel_distance(features, measures.real)["mean"] for key, features in baselines.items()}  # fmt: skip
             figures[names["kd"]] = {"generated": own["kd"]} | kernels
+        if "inception_score" in own:
+            of_test = measures.inception_score(reference.test)
+            figures["inception_score"] = {"generated": own["inception_score"], "real": of_test}
         if "precision" in own:
             keys = ("precision", "recall", "density", "coverage")
             figures["manifolds"] = {"generated": {key: own[key] for key in keys}}

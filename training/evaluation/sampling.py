@@ -145,7 +145,7 @@ def _checkpoint(path: Path) -> Subject:
     version = f"checkpoint {sha256_of(path)[:12]}"
     what = {"model": checkpoint.name, "version": version, "engine": "torch"}
     what |= _effort(checkpoint.training)
-    z_shape = (checkpoint.generator.config.z_dim,)
+    z_shape = checkpoint.generator.config.z_shape
     return Subject(what, checkpoint.class_names, z_shape, FusedModel.from_checkpoint(checkpoint).run)  # fmt: skip
 
 

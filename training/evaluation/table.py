@@ -14,15 +14,23 @@ COLUMNS = {
     "recall": ("recall", ".3f"),
     "density": ("density", ".3f"),
     "coverage": ("coverage", ".3f"),
+    "inception_score": ("IS", ".2f"),
 }
 
 # distance -> digits, and what it is called; an FID is one on Inception's features alone
-DISTANCES = {"fd_effnet_lite0": ".2f", "kd_effnet_lite0": ".4f", "fid": ".2f", "kid": ".4f"}
+DISTANCES = {
+    "fd_effnet_lite0": ".2f",
+    "kd_effnet_lite0": ".4f",
+    "fid": ".2f",
+    "kid": ".4f",
+    "inception_score": ".2f",
+}
 TITLES = {
     "fd_effnet_lite0": "FD-EffNetLite0",
     "kd_effnet_lite0": "KD-EffNetLite0",
     "fid": "FID",
     "kid": "KID",
+    "inception_score": "Inception Score (of the test photographs beside it)",
 }
 
 
