@@ -90,14 +90,21 @@ def summarise(values: np.ndarray) -> list[dict[str, Any]]:
 
 
 def measure(checkpoint: Checkpoint, per_class: int, label: str) -> dict[str, Any]:
-    """Run a checkpoint's generator on `per_class` latents of every class and summarise its diagnostics."""
+    """Run a checkpoint's generator on `per_class` latents of every class and summarise its diagnostics.
+
+    Raises:
+        InvalidInput: the generator is of another family, whose blocks make one image together.
+    """
     import numpy as np
     import torch
     from tqdm import tqdm
 
     from cat_serve.latents import latents_from_seeds
+    from cat_serve.model.generator import Generator
 
     generator = checkpoint.generator
+    if not isinstance(generator, Generator):
+        raise InvalidInput(f"{label} has no stages to diagnose.", hint="CAT's and GAT's generators have")  # fmt: skip
     config = generator.config
     parts: list[dict[str, Tensor]] = []
     with (
@@ -107,7 +114,7 @@ def measure(checkpoint: Checkpoint, per_class: int, label: str) -> dict[str, Any
         for class_id in range(config.num_classes):
             for start in range(0, per_class, BATCH_SIZE):
                 seeds = range(start, min(start + BATCH_SIZE, per_class))
-                z = torch.from_numpy(latents_from_seeds(seeds, (config.z_dim,)))
+                z = torch.from_numpy(latents_from_seeds(seeds, config.z_shape))
                 y = torch.full((len(seeds),), class_id)
                 parts.append(diagnose(generator(z, y, stages=True)))
                 progress.update(len(seeds))

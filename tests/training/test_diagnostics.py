@@ -12,8 +12,10 @@ from cat_serve.errors import InvalidInput
 from cat_serve.latents import latents_from_seeds
 from cat_serve.model.checkpoint import Checkpoint, save_checkpoint
 from cat_serve.model.generator import Generator
+from cat_serve.model.one_step import OneStep
+from cat_serve.model.one_step_config import OneStepConfig
 from cat_serve.model.vae import load_vae
-from training.diagnostics import diagnose, main, summarise
+from training.diagnostics import diagnose, main, measure, summarise
 from training.fashion_mnist import CLASS_NAMES
 
 
@@ -114,6 +116,13 @@ def test_figures_are_those_of_the_generator_itself(checkpoints: list[Path], tmp_
     expected = (h[:, 0] - h[:, -1]).square().mean().item()
     assert model["distance"][0]["mean"] == pytest.approx(expected, rel=1e-5)
     assert model["rewrite"][1]["mean"] == pytest.approx(model["distance"][1]["mean"])
+
+
+def test_a_generator_of_another_family_is_refused(vae_folder: Path) -> None:
+    generator = OneStep(OneStepConfig(8, 2, 8, 2, 4, 4, 3, ((0, 0),)))
+    checkpoint = Checkpoint("other", generator, load_vae(vae_folder), ("a", "b", "c"), {})
+    with pytest.raises(InvalidInput, match="other has no stages"):
+        measure(checkpoint, 2, "other")
 
 
 @pytest.mark.parametrize(
