@@ -35,7 +35,7 @@ def _fashion_32() -> TrainConfig:
     return TrainConfig(
         name="fashion-32",
         generator=generator_preset("nano", **grid),
-        # 27 tokens: one masked attention is quicker on a CPU than one attention per scale
+        # 24 tokens: one masked attention is quicker on a CPU than one attention per scale
         discriminator=DiscriminatorConfig(
             depth=6, width=128, heads=4, label_dim=256, attention="masked", **grid
         ),
