@@ -2,8 +2,10 @@
 
     python -m benchmarks.training_step --preset fashion-32 --rounds 5
     python -m benchmarks.training_step --size B --batch-size 2 --rounds 2
+    python -m benchmarks.training_step --compile
 
-Both versions take turns on the same weights and the same batch, so that a slow minute of the machine hits both.
+With --compile the package's step takes part a third time, its blocks through torch.compile, as `training.train
+--compile` does; compiling is timed apart. All versions take turns on the same weights and the same batch, so that a slow minute of the machine hits both.
 The profile says how much of the time is matrix products; the rate of a step's multiplications is set against
 the best rate that a plain product of matrices reached on the same threads between the rounds. Time is the
 process's CPU time, which other work on the machine moves least. Latents are random and in memory: reading them
@@ -14,18 +16,17 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
-import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-MATRIX_SIDE = 1024
-MATRIX_OPERATIONS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm", "attention")
+from benchmarks.processor import machine, matrix_peak, profile
+
+COMPILED = "cat-serve, compiled"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,6 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, help="images a step (default: the preset's)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each version (default: 5)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument(
+        "--compile", action="store_true", help="measure compiled blocks too (minutes to compile)"
+    )
     return parser
 
 
@@ -102,6 +106,13 @@ class Trainer:
             Version("straightforward", Straightforward(*networks), average, False),
         )
 
+    def compiled(self) -> Trainer:
+        """Compile the blocks at their first use; returns itself."""
+        from training.engine import Engine, Runtime
+
+        Engine(Runtime(compile=True, cpu=True)).prepare(self.generator, self.discriminator)
+        return self
+
     def step(self, version: Version, position: int) -> dict[str, float]:
         """Take one step; returns the losses."""
         from training.ema import ema_decay
@@ -140,47 +151,32 @@ def configuration(arguments: argparse.Namespace) -> Any:
     return replace(config, batch_size=arguments.batch_size or config.batch_size)
 
 
-def matrix_peak() -> float:
-    """Return the FLOP/s of the best of ten products of two float32 matrices."""
-    import torch
+def measure(
+    steps: Mapping[str, Callable[[int], object]], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, float], float]:
+    """Let all versions take turns.
 
-    a, b = torch.randn(2, MATRIX_SIDE, MATRIX_SIDE)
-    best = float("inf")
-    for _ in range(10):
-        begin = time.process_time()
-        torch.mm(a, b)
-        best = min(best, time.process_time() - begin)
-    return 2 * MATRIX_SIDE**3 / best
+    Args:
+        steps: by name, what takes the n-th step.
 
-
-def profile(take: Callable[[], object]) -> tuple[float, list[tuple[str, float]]]:
-    """Profile one step: the share of matrix products in the CPU time, and the operations that take most."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiler
-
-    with profiler(activities=[ProfilerActivity.CPU]) as recorded:
-        take()
-    spent = {event.key: event.self_cpu_time_total for event in recorded.key_averages()}
-    whole = sum(spent.values())
-    products = sum(v for k, v in spent.items() if any(name in k for name in MATRIX_OPERATIONS))
-    most = sorted(spent.items(), key=lambda item: -item[1])[:8]
-    return products / whole, [(key, value / whole) for key, value in most]
-
-
-def measure(trainer: Trainer, rounds: int) -> tuple[dict[str, list[float]], float]:
-    """Let both versions take turns; returns the seconds of their steps, and the peak of matrix products."""
-    versions = trainer.versions()
-    for version in versions:
-        trainer.step(version, 0)  # not measured: memory is allocated
-    seconds: dict[str, list[float]] = {version.name: [] for version in versions}
-    peak = 0.0
+    Returns:
+        the seconds of their steps, those of a first step (memory is allocated, blocks are compiled), and the peak of
+        matrix products, FLOP/s.
+    """
+    first = {name: _timed(step, 0) for name, step in steps.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    peak, names = 0.0, list(steps)
     for turn in range(rounds):
         peak = max(peak, matrix_peak())
-        for version in versions if turn % 2 == 0 else versions[::-1]:
-            begin = time.process_time()
-            trainer.step(version, turn)
-            seconds[version.name].append(time.process_time() - begin)
-    return seconds, peak
+        for name in names if turn % 2 == 0 else names[::-1]:
+            seconds[name].append(_timed(steps[name], turn))
+    return seconds, first, peak
+
+
+def _timed(step: Callable[[int], object], turn: int) -> float:
+    begin = time.process_time()
+    step(turn)
+    return time.process_time() - begin
 
 
 def work(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -193,7 +189,11 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(arguments.threads)
     config = configuration(arguments)
     trainer = Trainer(config)
-    seconds, peak = measure(trainer, arguments.rounds)
+    steps = {each.name: partial(trainer.step, each) for each in trainer.versions()}
+    if arguments.compile:
+        compiled = Trainer(config).compiled()
+        steps[COMPILED] = partial(compiled.step, compiled.versions()[0])
+    seconds, first, peak = measure(steps, arguments.rounds)
     batch = config.batch_size
     rates = {name: batch / statistics.median(times) for name, times in seconds.items()}
     flops = 2 * step_macs(Sizes(config), config, Runtime())
@@ -206,6 +206,9 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
         "speedup": round(rates["cat-serve"] / rates["straightforward"], 2),
         "share_of_matrix_peak": round(rates["cat-serve"] * flops / peak, 3),
     }  # fmt: skip
+    if arguments.compile:
+        report["speedup_compiled"] = round(rates[COMPILED] / rates["straightforward"], 2)
+        report["first_step_cpu_seconds"] = round(first[COMPILED], 1)
     print(table(report), file=sys.stderr)
     ours = trainer.versions()[0]
     share, most = profile(lambda: trainer.step(ours, arguments.rounds))
@@ -215,19 +218,6 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     print(f"matrix products take {share:.0%} of cat-serve's time", file=sys.stderr)
     return report
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """Say what was measured on."""
-    import torch
-
-    listed = Path("/proc/cpuinfo")
-    lines = listed.read_text().splitlines() if listed.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(), "threads": threads,
-        "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1), "torch": torch.__version__,
-    }  # fmt: skip
 
 
 def table(report: dict[str, Any]) -> str:
@@ -240,6 +230,10 @@ def table(report: dict[str, Any]) -> str:
     ]
     for name, rate in report["images_per_cpu_second"].items():
         lines.append(f"| {name} | {rate:g} | {report['batch_size'] / rate:.3f} |")
+    if "speedup_compiled" in report:
+        lines.append(
+            f"x{report['speedup_compiled']} compiled, which took {report['first_step_cpu_seconds']} s"
+        )
     lines.append(
         f"x{report['speedup']}; {report['share_of_matrix_peak']:.0%} of {report['matrix_peak_gflops']} GFLOP/s"
     )
