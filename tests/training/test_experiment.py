@@ -59,6 +59,7 @@ def test_three_arms_are_trained_measured_and_compared(
     cat, other, aggregated = ({r["run"]: r for r in report["runs"]}[name]["rows"] for name in ARMS)
     assert [row["mark"] for row in cat] == [row["nimg"] for row in cat] == [64, 128]
     assert cat[0]["figures"]["fd"] > report["floor"]["fd"] > 0
+    assert report["floor"]["recognised"] in [n / 10 for n in range(11)]  # of the ten test drawings
     mean = sum(row["figures"]["fd"] for row in cat) / 2
     assert f"| CAT | 0 | {mean:.2f} | " in (out / "experiment.md").read_text()
     assert (out / "experiment.md").read_text() in printed

@@ -111,7 +111,7 @@ def conclude(experiment: Experiment, meter: Meter) -> tuple[dict[str, Any], str]
         if found := summary.result(planned, rows, experiment.marks):
             results.append(found)
     report: dict[str, Any] = {
-        "marks": list(experiment.marks), "protocol": experiment.protocol.to_dict(), "floor": dict(meter.floor()),
+        "marks": list(experiment.marks), "protocol": experiment.protocol.to_dict(), "floor": meter.floor(),
         "runs": runs, "arms": summary.arms(results), "contrasts": summary.contrasts(results),
     }  # fmt: skip
     write_text(out / "experiment.json", json.dumps(report, indent=1) + "\n")

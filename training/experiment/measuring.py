@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from training.evaluation.photographs import Photographs
 from training.evaluation.store import Store
 
 if TYPE_CHECKING:
-    from training.evaluation.measures import Extractor, Measures
+    from training.evaluation.measures import Measures
     from training.evaluation.photographs import Reference
 
 METRICS = ("recognition", "pairs", "fd", "manifolds")
@@ -50,24 +49,17 @@ class Protocol:
 
 
 class Meter:
-    """Measures checkpoints against one set of photographs; features of those and the judge are kept in `folder`.
+    """Measures checkpoints in features of EfficientNet-Lite0 against photographs; what is of these is kept in `folder`.
 
     Args:
         folder: what takes long and is the same for all runs; it may be removed.
-        extractor: by default EfficientNet-Lite0.
 
     Raises:
         DataError: the photographs are not there.
         MissingDependency: the network for the features is not installed.
     """
 
-    def __init__(
-        self,
-        protocol: Protocol,
-        photographs: Path,
-        folder: Path,
-        extractor: Extractor | None = None,
-    ) -> None:
+    def __init__(self, protocol: Protocol, photographs: Path, folder: Path) -> None:
         from cat_serve.quality.features import EfficientNetFeatures
         from training.evaluation.measures import Measures
         from training.evaluation.photographs import fashion_mnist
@@ -78,7 +70,7 @@ class Meter:
         self.reference: Reference = reference
         metrics = tuple(name for name in METRICS if name in protocol.metrics)
         self.measures: Measures = Measures(
-            reference, extractor or EfficientNetFeatures(), Store(folder), metrics
+            reference, EfficientNetFeatures(), Store(folder), metrics
         )
 
     def measure(self, checkpoint: Path) -> dict[str, Any]:
@@ -93,7 +85,7 @@ class Meter:
 
         started = time.process_time()
         subject = open_subject(checkpoint)
-        here = self.folder / "now"  # of this checkpoint alone
+        here = self.folder / f"now-{checkpoint.parent.name}"  # of this checkpoint alone
         store = Store(here)
         made = subject.draw(Setting("balanced", 1.0, self.protocol.samples), store)
         figures = self.measures.of(made, self.measures.features(made, "sample", store=store))
@@ -108,11 +100,14 @@ class Meter:
             "cpu_seconds": round(time.process_time() - started, 1),
         }
 
-    def floor(self) -> Mapping[str, float]:
-        """Return the figures of as many training photographs: what no run is expected to beat."""
+    def floor(self) -> dict[str, float]:
+        """Return what no run is expected to beat: as many training photographs, and the classifier on test photographs."""
         assert self.reference.train is not None
         real = _first(self.reference.train, self.protocol.samples)
-        return self.measures.of(real, self.measures.features(real, "training photographs"))
+        figures = dict(self.measures.of(real, self.measures.features(real, "training photographs")))
+        if "recognised" in figures:  # the classifier has learnt these by heart
+            figures["recognised"] = self.measures.accuracy(self.reference.test)
+        return figures
 
 
 def _first(photographs: Photographs, count: int) -> Photographs:
