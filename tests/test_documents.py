@@ -116,7 +116,7 @@ def check(words: list[str]) -> None:
     name = Path(command).name
     checks = {
         "make": check_make, "python": check_python, "cat-serve": check_cat_serve,
-        "pip": check_pip, "docker": check_docker, "curl": check_curl,
+        "pip": check_pip, "docker": check_docker, "curl": check_curl, "hf": check_hf,
         "torchrun": check_launched, "accelerate": check_launched,
     }  # fmt: skip
     if name in checks:
@@ -138,6 +138,19 @@ def check_make(arguments: list[str]) -> None:
         pattern = rf"^{variable}\s*[?:]?=" if assigned else rf"^{argument}:"
         if not re.search(pattern, MAKEFILE, re.MULTILINE):
             raise NotACommand(f"the Makefile has no {argument}")
+
+
+def check_hf(arguments: list[str]) -> None:
+    """Check a command of the hub's client by its own parser; nothing is downloaded."""
+    from click import ClickException, Context
+    from huggingface_hub.cli.hf import app
+
+    try:
+        name, command, rest = app.resolve_command(Context(app), arguments)
+        assert command is not None
+        command.make_context(name, rest)
+    except ClickException as error:
+        raise NotACommand(f"hf: {error.format_message()}") from error
 
 
 def check_launched(arguments: list[str]) -> None:
@@ -400,6 +413,8 @@ def test_every_command_is_documented() -> None:
     [
         "make trian",
         "make train MODLE=fashion-32",
+        "hf download a/b --lcal-dir weights",
+        "hf downlod a/b",
         "python -m training.trian --out here",
         "python -m training.train_vae --ot here",
         "python -m training.train_vae --out here --total-nimg many",
@@ -433,6 +448,7 @@ def test_a_wrong_command_is_noticed(line: str) -> None:
     [
         "make serve  # and a comment with make trian",
         "make train MODEL=fashion-32",
+        "hf download a/b file.pth --local-dir weights",
         "python -m training.train_vae --help > help.txt",
         "python -m pytest -k 'anything'",
         "CAT_SERVE_PORT=9000 .venv/bin/cat-serve serve --threads 1 | cat-serve --version",
