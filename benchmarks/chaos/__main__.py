@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -100,14 +101,16 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
         return {name: known[name] for name in NAMES if name in known}
 
     facts = circumstances()
+
+    def save(so_far: Mapping[str, Result]) -> None:
+        known = in_order(so_far)
+        write(known, facts, arguments.out)
+        if arguments.document is not None:
+            fill(arguments.document, tables(list(known.values()), facts))
+
     with Progress(len(chosen)) as progress:
-        made = asyncio.run(
-            run(chosen, progress, lambda so_far: write(in_order(so_far), facts, arguments.out))
-        )
-    every_result = in_order(made)
-    results = list(every_result.values())
-    if arguments.document is not None:
-        fill(arguments.document, tables(results, facts))
+        made = asyncio.run(run(chosen, progress, save))
+    results = list(in_order(made).values())
     broken = [f"{result.name}: {text}" for result in results for text in result.broken]
     return {
         "passed": all(result.passed for result in results),
@@ -142,7 +145,8 @@ def main(argv: list[str] | None = None) -> int:
     from cat_serve.commands import run_command
 
     arguments = build_parser().parse_args(argv)
-    return run_command(lambda: work(arguments), extra="dev")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers are ended then, too
+    return run_command(lambda: work(arguments), extra="dev", resumes=False)
 
 
 if __name__ == "__main__":

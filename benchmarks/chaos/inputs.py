@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ COUNTS_IN = "ROBUSTNESS_TRIED"  # names the file into which the suite writes wha
 EXAMPLES_OF, EXAMPLES = "ROBUSTNESS_EXAMPLES", "200"  # of each property
 LEAST = 5000
 LOG = "robustness.log"
+PATIENCE_S = 30.0
 
 
 async def inputs(folder: Path) -> Result:
@@ -30,8 +33,12 @@ async def inputs(folder: Path) -> Result:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "pytest", SUITE, "-m", "slow or not slow", "-p", "no:cacheprovider", "-q",
             cwd=ROOT, env=os.environ | {COUNTS_IN: str(counts), EXAMPLES_OF: EXAMPLES}, stdout=log, stderr=asyncio.subprocess.STDOUT,
+            preexec_fn=_interruptible,
         )  # fmt: skip
-        code = await process.wait()
+        try:
+            code = await process.wait()
+        finally:
+            await _ended(process)
     tried: dict[str, Any] = json.loads(counts.read_text()) if counts.is_file() else {}
     total = int(tried.get("total", 0))
     return Result(
@@ -47,3 +54,16 @@ async def inputs(folder: Path) -> Result:
         ),
         figures=tried,
     )
+
+
+def _interruptible() -> None:
+    """Undo what a shell does to what it starts in the background, where an interrupt would be ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    """Let the suite end its servers, if it still runs."""
+    if process.returncode is None:
+        process.send_signal(signal.SIGINT)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), PATIENCE_S)
