@@ -13,6 +13,9 @@ FAMILY_FLAGS: dict[str, tuple[type, str, str]] = {
     "omega": (float, "W", "guidance, at least 1 (default: the one that was published with the size)"),
     "t_min": (float, "T", "start of the guidance interval (default: likewise)"),
     "t_max": (float, "T", "its end (default: likewise)"),
+    "noise_scale": (float, "S", "of training's noise (default: the published size's)"),
+    "encoder_blocks": (int, "N", "how many blocks see t (default: 20 of 28)"),
+    "latent_stats": (Path, "FILE", "latents_stats.pt, mean and std of the latents"),
 }  # fmt: skip
 
 

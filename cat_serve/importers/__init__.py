@@ -80,6 +80,77 @@ FAMILIES = {
             fid="B/2 3.32, M/2 2.26, L/2 1.83, XL/2 1.72",
             options=("omega", "t_min", "t_max"),
         ),
+        Family(
+            name="pmf",
+            title="pMF",
+            module="cat_serve.importers.pmf",
+            paper="One-step Latent-free Image Generation with Pixel Mean Flows, arXiv 2601.22158",
+            repository="github.com/Lyy-iiis/pMF, branch torch",
+            weights="huggingface.co/Lyy0725/pMF",
+            licence="MIT",
+            fid="B/16 3.15, L/16 2.51, H/16 2.15",
+            needs="nothing: it makes pixels",
+            options=("omega", "t_min", "t_max", "noise_scale"),
+        ),
+        Family(
+            name="soflow",
+            title="SoFlow",
+            module="cat_serve.importers.soflow",
+            paper="SoFlow: Solution Flow Models, arXiv 2512.15657",
+            repository="github.com/zlab-princeton/SoFlow",
+            weights="huggingface.co/zlab-princeton/SoFlow, XL-2-cond and the other sizes",
+            licence="MIT",
+            fid="B/2 4.85, M/2 3.73, L/2 3.20, XL/2 2.96",
+            options=("heads",),
+        ),
+        Family(
+            name="dmf",
+            title="DMF",
+            module="cat_serve.importers.dmf",
+            paper="Decoupled MeanFlow, arXiv 2510.24474",
+            repository="github.com/kyungmnlee/dmf",
+            weights="huggingface.co/kyungmnlee/DMF",
+            licence="none stated: ask its authors",
+            fid="XL/2 2.16 (at 512 px 2.12)",
+            needs="SD-VAE: stabilityai/sd-vae-ft-ema",
+            options=("heads", "encoder_blocks"),
+        ),
+        Family(
+            name="alphaflow",
+            title="alpha-Flow",
+            module="cat_serve.importers.alphaflow",
+            paper="alpha-Flow, arXiv 2510.20771",
+            repository="github.com/snap-research/alphaflow",
+            weights="huggingface.co, linked in its README; pickles that may want code executed",
+            licence="Snap's, non-commercial",
+            fid="alpha-Flow-XL/2+ 2.58, its MeanFlow-XL/2 3.47",
+            needs="the SD-VAE of its configuration, as diffusers writes it",
+            options=("heads",),
+        ),
+        Family(
+            name="meanflow",
+            title="MeanFlow",
+            module="cat_serve.importers.meanflow",
+            paper="Mean Flows for One-step Generative Modeling, arXiv 2505.13447",
+            repository="github.com/zhuyu-cs/MeanFlow",
+            weights="checkpoints of its train.py; none is published",
+            licence="MIT",
+            fid="XL/2 3.43 (the paper's, of other weights)",
+            needs="SD-VAE: stabilityai/sd-vae-ft-ema",
+            options=("heads",),
+        ),
+        Family(
+            name="facm",
+            title="FACM",
+            module="cat_serve.importers.facm",
+            paper="Flow-Anchored Consistency Models, arXiv 2507.03738",
+            repository="github.com/ali-vilab/FACM",
+            weights="huggingface.co/Peterande/FACM",
+            licence="Apache-2.0",
+            fid="XL/1 1.70",
+            needs="VA-VAE f16d32 and latents_stats.pt, both linked in its README",
+            options=("latent_stats",),
+        ),
     )
 }
 
@@ -96,6 +167,9 @@ class ImportOptions:
         heads: attention heads, where neither the file nor a published width tells.
         repeats: how often a deep AdvFlow runs its blocks.
         omega, t_min, t_max: guidance and the interval of times that it holds for.
+        noise_scale: of training's noise, where it is not 1.
+        encoder_blocks: how many of DMF's blocks see t.
+        latent_stats: file with mean and std of FACM's latents.
     """
 
     vae: Path | None = None
@@ -107,6 +181,9 @@ class ImportOptions:
     omega: float | None = None
     t_min: float | None = None
     t_max: float | None = None
+    noise_scale: float | None = None
+    encoder_blocks: int | None = None
+    latent_stats: Path | None = None
 
 
 def convert(family: str, path: Path, options: ImportOptions) -> Checkpoint:

@@ -28,6 +28,11 @@ LABELS = "y_embedder.embedding_table.weight"
 QK_NORMS = ("weight", "scale")
 
 
+def one_table(depth: int) -> list[tuple[int, int]]:
+    """Run every block once, all under the same conditioning."""
+    return [(index, 0) for index in range(depth)]
+
+
 def sizes(tensors: Tensors, heads: int | None) -> dict[str, Any]:
     """Read a DiT's sizes off its tensors, all but the number of classes and the order of blocks."""
     width, channels, patch, _ = tensors.shape("x_embedder.proj.weight", 4)

@@ -92,9 +92,10 @@ def chosen_state(
             f"Files of {module.WHOSE} hold one set of weights.", hint="leave --weights away"
         )
     key = module.WEIGHTS[options.weights]
-    rename = getattr(module, "own_names", real_tensors)
+    rename = getattr(module, "own_names", as_it_is)
     if key is None:
         return as_state(rename(content), path.name)
+    key = key if key in content else getattr(module, "OTHER_NAMES", {}).get(key, key)
     if key not in content:
         raise CheckpointError(
             f"{path.name} is not {module.WHOSE}: it has no {key!r}, but {', '.join(map(repr, sorted(content)[:5]))}.",
@@ -103,11 +104,9 @@ def chosen_state(
     return as_state(rename(content[key]), f"{key!r} in {path.name}")
 
 
-def real_tensors(state: object) -> Any:
-    """Leave out complex tables of rotations, which are computed here."""
-    if not isinstance(state, Mapping):
-        return state
-    return {k: v for k, v in state.items() if not (isinstance(v, Tensor) and v.is_complex())}
+def as_it_is(state: object) -> object:
+    """Return a state dict whose names are those that the family's module knows."""
+    return state
 
 
 def source_of(

@@ -125,7 +125,7 @@ class OneStep(nn.Module):
             image = image + self.positions.to(self.dtype)
         if not config.prefix_tokens:
             return image
-        constant = self.prefix[config.class_tokens :].expand(len(noise), -1, -1)
+        constant = self.prefix[config.class_tokens :].expand(noise.shape[0], -1, -1)
         parts = [constant.to(self.dtype), image]
         if config.class_tokens:
             row = functional.embedding(class_id, self.class_embedding).unsqueeze(1)
