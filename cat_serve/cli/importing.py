@@ -38,7 +38,8 @@ def add_to(commands: Any) -> None:
     add("--out", type=Path, metavar="CHECKPOINT", help="file to write (.safetensors)")
     add(
         "--vae", type=Path, metavar="FOLDER",
-        help="decoder: diffusers' folder of stabilityai/sd-vae-ft-mse or -ema, or a hub name in the local cache",
+        help="decoder: diffusers' folder of stabilityai/sd-vae-ft-mse or -ema, a hub name in the local cache, or a file in "
+        "latent diffusion's layout (VA-VAE)",
     )  # fmt: skip
     add("--name", help="of the model (default: family, size and pixels)")
     add(

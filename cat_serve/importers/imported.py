@@ -14,6 +14,7 @@ from torch import Tensor
 from cat_serve.errors import CheckpointError, InvalidInput
 from cat_serve.files import sha256_of
 from cat_serve.importers import Family, ImportOptions, read_class_names
+from cat_serve.importers.ldm_vae import load_ldm_vae
 from cat_serve.importers.pickled import as_state, read_pickled
 from cat_serve.importers.tensors import Tensors
 from cat_serve.model.checkpoint import Checkpoint
@@ -156,7 +157,7 @@ def _decoder(imported: Imported, options: ImportOptions, trained_on: str) -> Vae
             "cat-serve import needs vae for this family: the file holds no decoder.",
             hint=f"--vae FOLDER: it was trained on the latents of {trained_on}",
         )
-    vae = load_vae(options.vae)
+    vae = load_ldm_vae(options.vae) if options.vae.is_file() else load_vae(options.vae)
     if vae.config.latent_channels != config.channels:
         raise InvalidInput(
             f"{options.vae} has latents of {vae.config.latent_channels} channels, the generator of {config.channels}.",
