@@ -54,6 +54,8 @@ def command(
         line = ["import", spec.family, str(file), "--out", str(out), "--class-names", str(names_file)]  # fmt: skip
         if spec.posterior is not None:
             line += ["--vae", str(vae_of(vae or spec.config.channels))]
+        for option, path in spec.beside(tmp_path).items():
+            line += ["--" + option.replace("_", "-"), str(path)]
         return [*line, *spec.flags]
 
     return of

@@ -62,6 +62,14 @@ class Spec:
         torch.save(content | more, path)
         return path
 
+    def beside(self, folder: Path) -> dict[str, Path]:
+        """Write what lies beside the file where it is published; return it by options of the import."""
+        if self.reference is not facm:
+            return {}
+        path = folder / "latents_stats.pt"
+        torch.save(facm.random_stats(self.config, 0), path)
+        return {"latent_stats": path}
+
     def expected(self, state: State, z: Tensor, class_id: list[int]) -> Tensor:
         """Take the reference's step in float64."""
         wide = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -133,10 +134,10 @@ def test_exported_graphs_make_the_images_of_the_equations_in_any_batch(
     [(spec, size) for spec in READ for size in spec.published],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_published_sizes_fit_their_importer(spec: Spec, size: str) -> None:
+def test_published_sizes_fit_their_importer(spec: Spec, size: str, tmp_path: Path) -> None:
     """Layouts of published files on the meta device: every key is known, every shape is right, none is left."""
     config = spec.reference.SIZES[size]
-    read = read_on_meta(spec, size)
+    read = read_on_meta(spec, size, tmp_path)
     assert read.z_shape == config.z_shape
     assert (read.width, read.heads, read.patch) == (config.width, config.heads, config.patch)
     assert read.num_classes == 1000
@@ -144,16 +145,17 @@ def test_published_sizes_fit_their_importer(spec: Spec, size: str) -> None:
     assert read.z_scale == getattr(config, "noise_scale", 1.0)
 
 
-def read_on_meta(spec: Spec, size: str) -> Any:
+def read_on_meta(spec: Spec, size: str, folder: Path) -> Any:
     """Return the configuration that the importer of a published size finds."""
-    config, path = spec.reference.SIZES[size], Path("published.pth")
+    whole = replace(spec, config=spec.reference.SIZES[size])
+    config, path = whole.config, Path("published.pth")
     layout = spec.reference.layout(config).items()
     state = {key: torch.empty(shape, device="meta") for key, shape in layout}
     if hasattr(spec.reference, "wrapper"):
         state |= {key: torch.ones(shape) for key, shape in spec.reference.wrapper(config).items()}
     content = spec.reference.published(config, state, state)
     module = import_module(FAMILIES[spec.family].module)
-    options = ImportOptions(**spec.published[size])
+    options = ImportOptions(**whole.beside(folder), **spec.published[size])
     tensors = Tensors(chosen_state(module, content, path, options), path, module.WHOSE)
     found = module.read(tensors, options)
     tensors.finish()
