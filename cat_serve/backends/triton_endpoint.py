@@ -23,6 +23,7 @@ from cat_serve.contract import Batch, Output, Precision
 from cat_serve.deadlines import Deadline
 from cat_serve.errors import BackendError, BackendTimeout, BackendUnavailable, CatServeError
 from cat_serve.manifest import Artefact
+from cat_serve.showable import one_colour
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,8 @@ class Endpoint:
             call.cancel()
             self._calls.discard(call)
             self.in_flight -= len(batch)
-        if not output.ok.all():  # inputs were checked before: look whether the engine is damaged
+        # Inputs were checked before: look whether the engine is damaged.
+        if not output.ok.all() or one_colour(output.images).any():
             self._recheck = True
         return output
 

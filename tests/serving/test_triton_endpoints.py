@@ -475,6 +475,20 @@ async def test_flagged_image_makes_the_server_prove_itself_while_it_goes_on(
         await front.until(lambda: 3 in front.servers[0].sizes)  # the golden images
 
 
+async def test_server_that_has_gone_black_is_asked_no_more(front_over: FrontOver) -> None:
+    """Its flags say that all is well; without another look every second request would fail from now on."""
+
+    def black(response: Any) -> Any:
+        response.raw_output_contents[0] = bytes(len(response.raw_output_contents[0]))
+        return response
+
+    async with front_over(2, triton_balance="round-robin") as front:
+        front.servers[1].after = black
+        assert sorted([(await front.ask()).status_code for _ in range(2)]) == [200, 500]
+        await front.until(lambda: front.endpoints[1].state == "down")
+        assert {(await front.ask()).status_code for _ in range(4)} == {200}
+
+
 async def test_engine_that_was_not_measured_promises_no_bytes(front_over: FrontOver) -> None:
     async with front_over(1) as front:
         assert (await front.ask()).headers["x-determinism"] == "latent"
