@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,3 +80,27 @@ def test_benchmark_prints_a_table_and_a_line(capsys: pytest.CaptureFixture[str])
     assert 0 < report["profile"]["matrix_products"] < 1
     for name in ("cat-serve", "straightforward"):
         assert f"| {name} |" in err
+    assert "compiled" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler, about itself
+def test_compiled_blocks_take_their_turn(
+    make_config: ConfigFactory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On the same weights: their losses are those of the blocks as they are."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    config = make_config()
+    monkeypatch.setattr("benchmarks.training_step.configuration", lambda _: config)
+    eager, compiled = Trainer(config), Trainer(config).compiled()
+    mine, theirs = (each.step(each.versions()[0], 0) for each in (eager, compiled))
+    assert theirs == pytest.approx(mine, rel=2e-3, abs=1e-5)
+    assert main(["--rounds", "1", "--compile"]) == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out.splitlines()[-1])
+    assert report["speedup_compiled"] > 0
+    assert report["first_step_cpu_seconds"] > 0
+    assert "| cat-serve, compiled |" in err
