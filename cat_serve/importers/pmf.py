@@ -24,7 +24,10 @@ from cat_serve.importers.tensors import Tensors, sided
 WHOSE = "pMF's generator"
 WEIGHTS = {"ema": None}
 SIZES = {(16, 768): "b", (32, 1024): "l", (48, 1280): "h"}
-PUBLISHED = {"pmf-b16-256": 3.15, "pmf-l16-256": 2.51, "pmf-h16-256": 2.15}
+PUBLISHED = {
+    "pmf-b16-256": 3.15, "pmf-l16-256": 2.51, "pmf-h16-256": 2.15,
+    "pmf-b32-512": 3.63, "pmf-l32-512": 2.69, "pmf-h32-512": 2.36,
+}  # fmt: skip
 TRAINED_ON = "no autoencoder"
 ROTATIONS = f"{NET}rope_freqs"
 # of the published evaluation, by size and patch: guidance, and training's scale of the noise
