@@ -109,11 +109,11 @@ def affine_of(family: RandomFamily, config: OneStepConfig) -> LatentAffine:
 
     from cat_serve.model.vae import LatentAffine
 
-    shapes: dict[Affine, tuple[int, int, int]] = {
+    shapes: dict[Affine, tuple[int, ...]] = {
         "scalar": (1, 1, 1),
         "per channel": (config.channels, 1, 1),
         "per position": config.z_shape,
-    }  # type: ignore[dict-item]
+    }
     assert family.affine is not None
     shape = shapes[family.affine]
     return LatentAffine(0.1 * torch.randn(shape), 5 + torch.rand(shape))

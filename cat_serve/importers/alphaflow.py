@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cat_serve.importers import ImportOptions, dit_layout
 from cat_serve.importers.imported import Imported
-from cat_serve.importers.tensors import Tensors
+from cat_serve.importers.tensors import Tensors, embedded_at
 from cat_serve.model.vae import LatentAffine
 
 WHOSE = "alpha-Flow's generator"
@@ -42,7 +42,7 @@ def read(tensors: Tensors, options: ImportOptions) -> Imported:
     """Return the network, t = 1 and t - r = 1 folded in, with the latents' scale at every position."""
     generator = dit_layout.build(
         tensors, options.heads, dit_layout.one_table,
-        lambda width: [sum(tensors.embedder(name, width)(1.0) for name in EMBEDDERS)],
+        lambda width: [embedded_at(tensors, EMBEDDERS, width, 1.0)],
         skip=1.0, gain=-1.0,
     )  # fmt: skip
     mean, variance = (_statistics(tensors, name, generator.config.z_shape) for name in STATISTICS)

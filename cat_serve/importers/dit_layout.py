@@ -83,11 +83,8 @@ def build(
     rows, width = tensors.shape(LABELS, 2)
     classes = rows - 1 if null_row else rows
     depth = tensors.count("blocks.")
-    config = OneStepConfig(
-        **{"num_classes": classes, "order": tuple(order(depth)), "positions": True}
-        | found
-        | settings
-    )
+    own_sizes = {"num_classes": classes, "order": order(depth), "positions": True}
+    config = OneStepConfig.from_dict(own_sizes | found | settings)
     labels = tensors.take(LABELS)[:classes]
     tables = [labels if time is None else labels + time for time in times(width)]
     own = trunk(tensors, config, depth) | {"tables": torch.stack(tables)}

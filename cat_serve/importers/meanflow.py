@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from cat_serve.importers import ImportOptions, dit_layout
 from cat_serve.importers.imported import Imported, per_channel
-from cat_serve.importers.tensors import Tensors
+from cat_serve.importers.tensors import Tensors, embedded_at
 
 WHOSE = "MeanFlow's generator"
 WEIGHTS = {"ema": "ema", "generator": "model"}
@@ -24,7 +24,7 @@ def read(tensors: Tensors, options: ImportOptions) -> Imported:
     """Return the network, t = 1 and t - r = 1 folded in."""
     generator = dit_layout.build(
         tensors, options.heads, dit_layout.one_table,
-        lambda width: [sum(tensors.embedder(name, width)(1.0) for name in EMBEDDERS)],
+        lambda width: [embedded_at(tensors, EMBEDDERS, width, 1.0)],
         skip=1.0, gain=-1.0,
     )  # fmt: skip
     return Imported(generator, per_channel(MEAN, STD), folded={"t": 1.0, "r": 0.0})

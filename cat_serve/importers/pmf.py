@@ -79,7 +79,7 @@ def one_convolution(tensors: Tensors) -> tuple[Tensor, Tensor]:
     second = tensors.take(f"{NET}x_embedder.proj2.weight")
     width = second.shape[0]
     second = tensors.take(f"{NET}x_embedder.proj2.weight", width, narrow, 1, 1).flatten(1).double()
-    weight = (second @ first.flatten(1).double()).unflatten(1, (channels, patch, patch))
+    weight = (second @ first.flatten(1).double()).reshape(width, channels, patch, patch)
     bias = torch.zeros(width, dtype=torch.float64, device=weight.device)
     for name, through in (("proj1", second), ("proj2", None)):
         key = f"{NET}x_embedder.{name}.bias"

@@ -10,7 +10,7 @@ from typing import Any
 
 from cat_serve.importers import ImportOptions, dit_layout
 from cat_serve.importers.imported import Imported, scalar
-from cat_serve.importers.tensors import Tensors
+from cat_serve.importers.tensors import Tensors, embedded_at
 
 WHOSE = "SoFlow's generator"
 WEIGHTS = {"ema": "ema_model", "generator": "model"}
@@ -32,7 +32,7 @@ def read(tensors: Tensors, options: ImportOptions) -> Imported:
     """Return the network, t = 1 and t - s = 1 folded in."""
     generator = dit_layout.build(
         tensors, options.heads, dit_layout.one_table,
-        lambda width: [sum(tensors.embedder(name, width)(1.0) for name in EMBEDDERS)],
+        lambda width: [embedded_at(tensors, EMBEDDERS, width, 1.0)],
         skip=1.0, gain=-1.0,
     )  # fmt: skip
     return Imported(generator, scalar(0.18215), folded={"t": 1.0, "s": 0.0})

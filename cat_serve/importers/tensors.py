@@ -108,6 +108,11 @@ class Tensors:
         return embed
 
 
+def embedded_at(tensors: Tensors, names: Sequence[str], width: int, value: float) -> Tensor:
+    """Return the sum of several embeddings of one number, float32 [width]."""
+    return torch.stack([tensors.embedder(name, width)(value) for name in names]).sum(0)
+
+
 def time_features(value: float) -> Tensor:
     """Return cos(t f_i), then sin(t f_i), with f_i = 10000^(-i/128): float64 [256].
 
