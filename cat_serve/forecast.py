@@ -121,7 +121,7 @@ class Forecast:
         if self in self._slots.queues:
             self._slots.queues.remove(self)
 
-    def _others_waiting(self) -> Iterator[list[float]]:
+    def _others_waiting(self) -> Iterator[Sequence[float]]:
         return (queue.upcoming() for queue in self._slots.queues if queue is not self)
 
     def _lingers_s(self, images: int) -> float:

@@ -10,60 +10,28 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from enum import StrEnum
-
-import numpy as np
+from dataclasses import replace
 
 from cat_serve.backends.base import Engine
 from cat_serve.batching import Batcher, Limits, Made
 from cat_serve.classes import Classes
 from cat_serve.contract import StudioOutput
 from cat_serve.deadlines import NEVER, Deadline
-from cat_serve.errors import BackendUnavailable, BadOutput, CatServeError
+from cat_serve.errors import BadOutput, CatServeError
 from cat_serve.loaded import EngineFactory, Loaded
 from cat_serve.manifest import Artefact, Determinism
 from cat_serve.metrics import Metrics
 from cat_serve.observation import current
 from cat_serve.pace import Line
+from cat_serve.phase import Life, Phase, not_ready
 from cat_serve.reloading import ModelReload, Newest, Reloading
 from cat_serve.showable import require_showable
 from cat_serve.slots import Slots
-from cat_serve.surface import served
+from cat_serve.surface import GeneratedImages, served
 from cat_serve.versions import Versions
 from cat_serve.wanted import ServedModel, Wanted
 
 logger = logging.getLogger(__name__)
-
-RETRY_AFTER_S = 1
-
-
-class Phase(StrEnum):
-    """Where the service stands; it takes requests when `ready` and, to the end, while `stopping`.
-
-    `unavailable`: it started well, but the engine of a model is out of reach; it comes back by itself.
-    """
-
-    STARTING = "starting"
-    READY = "ready"
-    UNAVAILABLE = "unavailable"
-    FAILED = "failed"
-    STOPPING = "stopping"
-
-
-@dataclass(frozen=True)
-class GeneratedImages:
-    """uint8 [n, H, W, 3], what is promised of its bytes, and where the time went; see `Made`.
-
-    Attributes:
-        stage_pixels: uint8 [n, K, H, W, 3], every stage's images, of a StudioRequest that wants them.
-    """
-
-    pixels: np.ndarray
-    determinism: Determinism
-    queue_ms: float
-    generate_ms: float
-    stage_pixels: np.ndarray | None = None
 
 
 class Service:
@@ -93,10 +61,7 @@ class Service:
         self.limits = limits or Limits()
         self.metrics = metrics or Metrics()
         self.models = {name: _served(artefact) for name, artefact in artefacts.items()}
-        self._phase = Phase.STARTING
-        self._reason = "the models are being loaded"
-        self.failure: Exception | None = None
-        self.settled = asyncio.Event()
+        self._life = Life(self._why_unavailable)
         self._open_engine = open_engine
         self._slots = Slots(concurrency)
         self._versions = Versions()
@@ -106,12 +71,22 @@ class Service:
 
     @property
     def phase(self) -> Phase:
-        return self._standing()[0]
+        return self._life.standing()[0]
 
     @property
     def reason(self) -> str:
         """Why the service is not ready."""
-        return self._standing()[1]
+        return self._life.standing()[1]
+
+    @property
+    def failure(self) -> Exception | None:
+        """What the start failed with."""
+        return self._life.failure
+
+    @property
+    def settled(self) -> asyncio.Event:
+        """Set when the start has ended, well or not."""
+        return self._life.settled
 
     async def start(self) -> None:
         """Load, warm up and prove every model; afterwards the service is ready, or failed with a reason."""
@@ -119,13 +94,12 @@ class Service:
             for model in list(self.models.values()):
                 self._versions.switch(await self._load(model.artefact))
         except CatServeError as error:
-            self._fail(error, error.message)
+            self._life.failed(error, error.message)
         except Exception as error:
             logger.exception("start failed")
-            self._fail(error, "an unexpected error; the log has it")
+            self._life.failed(error, "an unexpected error; the log has it")
         else:
-            if self._phase is Phase.STARTING:
-                self._phase, self._reason = Phase.READY, ""
+            self._life.ready()
         finally:
             self.settled.set()
 
@@ -214,8 +188,7 @@ class Service:
         """
         async with self._one_reload:
             await self.settled.wait()
-            if self._phase is not Phase.READY:
-                raise self._not_ready(self._phase, self._reason)
+            self._life.require(Phase.READY)
             reloads = await self._reloading.run()
         for one in reloads:
             if one.outcome in ("replaced", "added", "failed"):
@@ -228,8 +201,7 @@ class Service:
 
     def stop_accepting(self) -> None:
         """Report not ready from now on; requests that still come are served until the server closes."""
-        if self._phase in (Phase.STARTING, Phase.READY):
-            self._phase, self._reason = Phase.STOPPING, "the server is shutting down"
+        self._life.stopping()
 
     async def close(self) -> None:
         """Make what waits, then free the engines."""
@@ -261,16 +233,9 @@ class Service:
         key = observed.caller.name if observed.caller is not None else None
         self.metrics.made(request.model.name, len(request), made.queue_ms, made.generate_ms, key)
 
-    def _standing(self) -> tuple[Phase, str]:
-        if self._phase is Phase.READY:
-            for loaded in self._versions.all_present():
-                if (reason := loaded.engine.why_unavailable()) is not None:
-                    return Phase.UNAVAILABLE, reason
-        return self._phase, self._reason
-
-    def _fail(self, error: Exception, reason: str) -> None:
-        self._phase, self._reason, self.failure = Phase.FAILED, reason.rstrip("."), error
-        logger.info("not ready: %s", self._reason)
+    def _why_unavailable(self) -> str | None:
+        reasons = (loaded.engine.why_unavailable() for loaded in self._versions.all_present())
+        return next((reason for reason in reasons if reason is not None), None)
 
     async def _load(self, artefact: Artefact) -> Loaded:
         """Open a model on its engine and prove it."""
@@ -292,21 +257,13 @@ class Service:
 
     def _loaded_for(self, model: ServedModel) -> Loaded:
         """Return what makes images of exactly this version of a model."""
-        if self._phase not in (Phase.READY, Phase.STOPPING):
-            raise self._not_ready(self._phase, self._reason)
+        self._life.require(Phase.READY, Phase.STOPPING)
         if (loaded := self._versions.of(model)) is None:
-            replaced = f"{model.label} was replaced by another version"
-            raise self._not_ready(self._phase, self._reason or replaced)
+            self._life.require(Phase.READY)  # at the end none is left
+            raise not_ready(f"{model.label} was replaced by another version")
         if (reason := loaded.engine.why_unavailable()) is not None:
-            raise self._not_ready(Phase.UNAVAILABLE, reason)
+            raise not_ready(reason)
         return loaded
-
-    def _not_ready(self, phase: Phase, reason: str) -> BackendUnavailable:
-        return BackendUnavailable(
-            f"The service is not ready: {reason or phase}.",
-            hint="GET /readyz says when it is",
-            retry_after_s=RETRY_AFTER_S,
-        )
 
 
 def _served(artefact: Artefact) -> ServedModel:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from cat_serve.deadlines import NEVER, Deadline
@@ -14,9 +15,26 @@ from cat_serve.manifest import Determinism
 from cat_serve.wanted import ServedModel, Wanted
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from cat_serve.batching import Limits
+    from cat_serve.phase import Phase
     from cat_serve.reloading import ModelReload
-    from cat_serve.service import GeneratedImages, Phase
+
+
+@dataclass(frozen=True)
+class GeneratedImages:
+    """uint8 [n, H, W, 3], what is promised of its bytes, and where the time went; see `Made`.
+
+    Attributes:
+        stage_pixels: uint8 [n, K, H, W, 3], every stage's images, of a StudioRequest that wants them.
+    """
+
+    pixels: np.ndarray
+    determinism: Determinism
+    queue_ms: float
+    generate_ms: float
+    stage_pixels: np.ndarray | None = None
 
 
 class EngineFacts(Protocol):

@@ -89,16 +89,22 @@ def interpolate_call(
     Raises:
         InvalidInput: a number is none.
     """
-    several = isinstance(class_, Iterable) and not isinstance(class_, str | Mapping)
-    classes = class_ if several else [class_]
     seeds = draw_seed(1) if seed is None else seed
     body: dict[str, Any] = {
-        "class": [class_text(each) for each in classes],
+        "class": [class_text(each) for each in _classes_of_keys(class_)],
         "seed": list(seeds) if isinstance(seeds, Iterable) else seeds, "frames": frames, "fps": fps,
         "interpolation": interpolation, "loop": loop, "truncation_psi": truncation_psi,
         "format": format, "model": model,
     }  # fmt: skip
     return Call("POST", "interpolate", _read_animation, json=_given(body))
+
+
+def _classes_of_keys(class_: ClassesOfKeys) -> Sequence[ClassLike]:
+    if isinstance(class_, str | Mapping) or not isinstance(
+        class_, Iterable
+    ):  # also NumPy's integers
+        return [class_]
+    return class_
 
 
 def _given(body: Mapping[str, Any]) -> dict[str, Any]:

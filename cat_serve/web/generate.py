@@ -12,8 +12,7 @@ from cat_serve.errors import InvalidInput
 from cat_serve.images import MEDIA_TYPES, Format
 from cat_serve.mixtures import class_text
 from cat_serve.seeds import seeds_text
-from cat_serve.service import GeneratedImages
-from cat_serve.surface import ImageService
+from cat_serve.surface import GeneratedImages, ImageService
 from cat_serve.wanted import ImageRequest
 from cat_serve.web import caching, schemas
 from cat_serve.web.addresses import permalink

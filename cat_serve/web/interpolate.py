@@ -19,8 +19,7 @@ from cat_serve.interpolation import MIN_KEYS
 from cat_serve.latents import MAX_SEED
 from cat_serve.mixtures import parse_classes
 from cat_serve.paths import Key, PathRequest
-from cat_serve.service import GeneratedImages
-from cat_serve.surface import ImageService
+from cat_serve.surface import GeneratedImages, ImageService
 from cat_serve.web.asking import classes_of_all, given
 from cat_serve.web.dependencies import (
     TheDeadline,

@@ -10,8 +10,7 @@ from fastapi import Request
 
 from cat_serve.deadlines import Deadline
 from cat_serve.observation import current
-from cat_serve.service import GeneratedImages
-from cat_serve.surface import ImageService
+from cat_serve.surface import GeneratedImages, ImageService
 from cat_serve.wanted import Wanted
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from fastapi import APIRouter, Body, Request, Response
 from cat_serve.errors import InvalidInput
 from cat_serve.images import encode
 from cat_serve.manifest import MANIFEST_NAME
-from cat_serve.service import GeneratedImages
+from cat_serve.surface import GeneratedImages
 from cat_serve.wanted import ImageRequest, ServedModel
 from cat_serve.web.addresses import permalink
 from cat_serve.web.answers import JSON_MEDIA_TYPE, facts

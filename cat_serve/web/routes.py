@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from cat_serve.service import Phase
+from cat_serve.phase import Phase
 from cat_serve.surface import ImageService
 from cat_serve.wanted import ServedModel
 from cat_serve.web import bodies, schemas

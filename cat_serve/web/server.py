@@ -15,8 +15,9 @@ from fastapi import FastAPI
 from cat_serve.backends.local import BackendFactory
 from cat_serve.errors import CatServeError
 from cat_serve.manifest import Artefact
+from cat_serve.phase import Phase
 from cat_serve.reloading import on_hangup
-from cat_serve.service import Phase, Service
+from cat_serve.service import Service
 from cat_serve.settings import Settings
 from cat_serve.surface import ImageService
 from cat_serve.web.admin import create_admin_app

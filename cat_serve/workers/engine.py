@@ -18,8 +18,9 @@ from cat_serve.backends.local import BackendFactory
 from cat_serve.commands import OK
 from cat_serve.keys import KeyRing
 from cat_serve.opening import service_of
+from cat_serve.phase import Phase
 from cat_serve.reloading import on_hangup
-from cat_serve.service import Phase, Service
+from cat_serve.service import Service
 from cat_serve.settings import Settings
 from cat_serve.tracing import from_environment
 from cat_serve.workers.control import Control, Order, ignore_signals

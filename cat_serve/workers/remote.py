@@ -11,9 +11,9 @@ from cat_serve.batching import Limits
 from cat_serve.deadlines import NEVER, Deadline
 from cat_serve.manifest import Determinism
 from cat_serve.observation import current
+from cat_serve.phase import Phase
 from cat_serve.reloading import ModelReload
-from cat_serve.service import GeneratedImages, Phase
-from cat_serve.surface import served
+from cat_serve.surface import GeneratedImages, served
 from cat_serve.wanted import ServedModel, Wanted
 from cat_serve.workers import standing, wire
 from cat_serve.workers.link import Link

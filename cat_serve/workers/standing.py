@@ -9,7 +9,8 @@ from typing import Any
 
 from cat_serve.classes import Classes
 from cat_serve.manifest import Artefact, Determinism, manifest_of
-from cat_serve.service import Phase, Service
+from cat_serve.phase import Phase
+from cat_serve.service import Service
 from cat_serve.wanted import ServedModel
 
 

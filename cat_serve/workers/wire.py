@@ -13,7 +13,7 @@ from cat_serve.deadlines import NEVER, Deadline
 from cat_serve.errors import BackendError
 from cat_serve.mixtures import Mixture
 from cat_serve.paths import Key, PathRequest
-from cat_serve.service import GeneratedImages
+from cat_serve.surface import GeneratedImages
 from cat_serve.wanted import ImageRequest, ServedModel, StudioRequest, Wanted
 from cat_serve.workers.frames import Message
 

@@ -22,7 +22,7 @@ from cat_serve.contract import Batch, Output
 from cat_serve.errors import BackendError, BackendUnavailable, InvalidInput, UnknownModel
 from cat_serve.latents import latent_from_seed
 from cat_serve.manifest import Manifest, load_artefact, record
-from cat_serve.service import Phase
+from cat_serve.phase import Phase
 from cat_serve.settings import Settings
 from cat_serve.web.app import create_app
 from cat_serve.web.server import bind

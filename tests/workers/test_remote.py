@@ -32,7 +32,8 @@ from cat_serve.keys import KeyRing, read_keys
 from cat_serve.observation import CURRENT, Observation
 from cat_serve.opening import limits_of, service_of
 from cat_serve.paths import Key, PathRequest
-from cat_serve.service import Phase, Service
+from cat_serve.phase import Phase
+from cat_serve.service import Service
 from cat_serve.settings import Settings
 from cat_serve.tracing import Tracing
 from cat_serve.wanted import ImageRequest, ServedModel, StudioRequest, Wanted
