@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -14,11 +15,13 @@ import httpx
 import pytest
 
 from cat_serve.backends.fake import FakeBackend
+from cat_serve.cli import main
 from cat_serve.contract import Batch
 from cat_serve.images import encode_png, grid
 from cat_serve.manifest import GOLDEN_NAME, Artefact, Golden, Manifest, load_artefact, record
 from cat_serve.settings import Settings
 from cat_serve.web.app import create_app
+from tests.serving.generating import Generate
 from tests.serving.processes import shipped_server
 
 TOY_CLASSES = ("Cat", "Sea_lion", "crane", "Ankle boot", "crane")
@@ -81,6 +84,27 @@ def shipped_url() -> Iterator[str]:
     """The address of a server of the model that ships, in a process of its own; tests must not end or overload it."""
     with shipped_server() as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def server(shipped_url: str) -> Iterator[httpx.Client]:
+    """A client of that server."""
+    with httpx.Client(base_url=shipped_url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def generate(capsys: pytest.CaptureFixture[str]) -> Generate:
+    """Run `cat-serve generate` in this process; return what its last line says."""
+
+    def run(*flags: str) -> dict[str, Any]:
+        code = main(["generate", "--threads", "1", *flags])
+        captured = capsys.readouterr()
+        assert code == 0, captured.err
+        report: dict[str, Any] = json.loads(captured.out.splitlines()[-1])
+        return report
+
+    return run
 
 
 class Steps:
