@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Experiment = Callable[[], Awaitable["Result"]]
 
-NAMES = ("soak", "overload", "leaving", "leaving-workers", "leaving-triton", "faults-1", "faults-2", "inputs")  # fmt: skip
+NAMES = ("soak", "overload", "leaving", "leaving-workers", "leaving-triton", "faults-1", "faults-2", "lies-1", "lies-2", "inputs")  # fmt: skip
 DEPARTURES = 10
 
 
@@ -35,6 +35,7 @@ def experiments(minutes: float, out: Path) -> Mapping[str, Experiment]:
     from benchmarks.chaos.faults import faults
     from benchmarks.chaos.inputs import inputs
     from benchmarks.chaos.leaving import leaving
+    from benchmarks.chaos.liars import lying
     from benchmarks.chaos.overload import overload
     from benchmarks.chaos.soak import Plan, soak
     from benchmarks.chaos.triton import standing
@@ -54,6 +55,8 @@ def experiments(minutes: float, out: Path) -> Mapping[str, Experiment]:
         leaving_triton,
         lambda: faults(1, rounds),
         lambda: faults(2, rounds),
+        lambda: lying(1),
+        lambda: lying(2),
         lambda: inputs(out),
     ]
     return dict(zip(NAMES, every, strict=True))

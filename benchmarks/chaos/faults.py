@@ -10,8 +10,9 @@ import asyncio
 import tempfile
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.chaos.load import Tally, asking
@@ -19,7 +20,7 @@ from benchmarks.chaos.results import Promise, Result, at_most, none_of
 from benchmarks.chaos.servers import Server, running
 from benchmarks.chaos.soak import errors_in
 from benchmarks.chaos.traffic import OVER_TRITON
-from benchmarks.chaos.triton import OF_ALL, OF_ONE, Fault, Victim, flags_for, victims
+from benchmarks.chaos.triton import OF_ALL, OF_ONE, Fault, flags_for, victims
 
 CLIENTS = 6
 RECOVER_S = 15.0  # an endpoint that is down is looked at every 5 s at the longest
@@ -46,26 +47,33 @@ class Survived:
 
 
 async def survive(
-    server: Server, made: list[Victim], name: str, fault: Fault, digests: Digests
+    server: Server,
+    name: str,
+    cause: Callable[[], object],
+    excused: frozenset[int],
+    count: int,
+    digests: Digests,
+    clients: int = CLIENTS,
 ) -> Survived:
     """Cause one fault under load, and ask on until the service is ready again and for a moment longer.
 
     Args:
+        cause: blocks until the fault is over.
+        excused: what requests may be told meanwhile.
+        count: of Triton servers.
         digests: what equal requests were answered with before.
     """
-    nobody_left = len(made) == 1 or name in OF_ALL
-    excused = fault.told if nobody_left else frozenset()
     during, after = Tally(excused, digests=digests), Tally(digests=digests)
-    async with asking(server.url, OVER_TRITON, during, CLIENTS, seed=len(digests)):
+    async with asking(server.url, OVER_TRITON, during, clients, seed=len(digests)):
         await asyncio.sleep(CALM_S)
-        await asyncio.to_thread(fault.cause, made)
+        await asyncio.to_thread(cause)
         ended_s = time.perf_counter()
-        ready = await _ready_again(server, len(made))
+        ready = await _ready_again(server, count)
     recovered_s = time.perf_counter() - ended_s if ready else None
-    async with asking(server.url, OVER_TRITON, after, CLIENTS, seed=len(digests)):
+    async with asking(server.url, OVER_TRITON, after, clients, seed=len(digests)):
         for _ in range(CALM_MOST):
             await asyncio.sleep(CALM_S)
-            if after.statuses[200] >= CLIENTS:
+            if after.statuses[200] >= clients:
                 break
     refused = sum(count for status, count in during.statuses.items() if status in excused)
     return Survived(name, _joined(during, after), recovered_s, refused, after.statuses[200])
@@ -111,18 +119,34 @@ async def faults(count: int, rounds: int, only: Sequence[str] = ()) -> Result:
             running(*flags_for(made)) as server:  # fmt: skip
         for _ in range(rounds):
             for name, fault in chosen.items():
-                survived.append(await survive(server, made, name, fault, digests))
+                excused = fault.told if count == 1 or name in OF_ALL else frozenset()
+                cause = partial(fault.cause, made)
+                survived.append(await survive(server, name, cause, excused, count, digests))
                 made.reverse()  # the next one is another server's
         code, log = server.terminate(), server.log
-    return _found(count, survived, code, log, time.perf_counter() - began_s)
+    servers = "1 Triton server" if count == 1 else f"{count} Triton servers"
+    return found(f"faults of {servers}", survived, code, log, time.perf_counter() - began_s)
 
 
-def _found(count: int, survived: list[Survived], code: int, log: str, seconds: float) -> Result:
+def found(
+    what: str,
+    survived: list[Survived],
+    code: int,
+    log: str,
+    seconds: float,
+    clients: int = CLIENTS,
+    *others: Promise,
+) -> Result:
+    """Return what a row of faults did to the service.
+
+    Args:
+        code: with which it left.
+        others: promises besides.
+    """
     lost = [f"{s.fault}: {text}" for s in survived for text in s.tally.lost]
     wrong = [f"{s.fault}: {text}" for s in survived for text in s.tally.wrong_bytes]
     back = [s.recovered_s for s in survived if s.recovered_s is not None]
     requests = sum(s.tally.requests for s in survived)
-    servers = "1 Triton server" if count == 1 else f"{count} Triton servers"
     promises: tuple[Promise, ...] = (
         none_of("requests without an answer that the contract allows", lost),
         none_of("images that differ from those before the fault", wrong),
@@ -131,15 +155,16 @@ def _found(count: int, survived: list[Survived], code: int, log: str, seconds: f
         none_of("faults after which there were no images", [s.fault for s in survived if not s.images_after]),
         none_of("errors in the log", errors_in(log)),
         at_most("exit code after SIGTERM", abs(code), 0),
+        *others,
     )  # fmt: skip
     return Result(
-        f"faults of {servers}",
+        what,
         promises,
         seconds,
         requests,
         len(lost) + len(wrong),
         faults=len(back),
-        load=f"{requests / seconds:.0f} requests/s, {CLIENTS} clients",
+        load=f"{requests / seconds:.0f} requests/s, {clients} clients",
         figures={
             "faults": [
                 {"fault": s.fault, "requests": s.tally.requests, "told why not": s.refused,
