@@ -14,19 +14,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.chaos.load import Tally, asking
 from benchmarks.chaos.results import Promise, Result, at_most, none_of
 from benchmarks.chaos.servers import Server, running
 from benchmarks.chaos.soak import errors_in
-from benchmarks.chaos.traffic import OVER_TRITON
+from benchmarks.chaos.traffic import OVER_TRITON, Maker
 from benchmarks.chaos.triton import OF_ALL, OF_ONE, Fault, flags_for, victims
 
-CLIENTS = 6
 RECOVER_S = 15.0  # an endpoint that is down is looked at every 5 s at the longest
 CALM_S, CALM_MOST = 1.0, 30  # afterwards so often, until there were images
 
 Digests = dict[tuple[str, str], str]
+
+
+class Load(NamedTuple):
+    """What so many clients ask for."""
+
+    clients: int
+    mix: Mapping[Maker, int]
+
+
+LOAD = Load(6, OVER_TRITON)
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ async def survive(
     excused: frozenset[int],
     count: int,
     digests: Digests,
-    clients: int = CLIENTS,
+    load: Load = LOAD,
 ) -> Survived:
     """Cause one fault under load, and ask on until the service is ready again and for a moment longer.
 
@@ -64,16 +74,16 @@ async def survive(
         digests: what equal requests were answered with before.
     """
     during, after = Tally(excused, digests=digests), Tally(digests=digests)
-    async with asking(server.url, OVER_TRITON, during, clients, seed=len(digests)):
+    async with asking(server.url, load.mix, during, load.clients, seed=len(digests)):
         await asyncio.sleep(CALM_S)
         await asyncio.to_thread(cause)
         ended_s = time.perf_counter()
         ready = await _ready_again(server, count)
     recovered_s = time.perf_counter() - ended_s if ready else None
-    async with asking(server.url, OVER_TRITON, after, clients, seed=len(digests)):
+    async with asking(server.url, load.mix, after, load.clients, seed=len(digests)):
         for _ in range(CALM_MOST):
             await asyncio.sleep(CALM_S)
-            if after.statuses[200] >= clients:
+            if after.statuses[200] >= load.clients:
                 break
     refused = sum(count for status, count in during.statuses.items() if status in excused)
     return Survived(name, _joined(during, after), recovered_s, refused, after.statuses[200])
@@ -134,7 +144,7 @@ def found(
     code: int,
     log: str,
     seconds: float,
-    clients: int = CLIENTS,
+    load: Load = LOAD,
     *others: Promise,
 ) -> Result:
     """Return what a row of faults did to the service.
@@ -164,7 +174,7 @@ def found(
         requests,
         len(lost) + len(wrong),
         faults=len(back),
-        load=f"{requests / seconds:.0f} requests/s, {clients} clients",
+        load=f"{requests / seconds:.0f} requests/s, {load.clients} clients",
         figures={
             "faults": [
                 {"fault": s.fault, "requests": s.tally.requests, "told why not": s.refused,

@@ -21,16 +21,18 @@ import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
-from benchmarks.chaos.faults import Digests, Survived, found, survive
+from benchmarks.chaos.faults import Digests, Load, Survived, found, survive
 from benchmarks.chaos.lies import CLIENTS, FEW, LIES, Answer, Lie
 from benchmarks.chaos.results import Result, at_least
 from benchmarks.chaos.servers import ROOT, running
+from benchmarks.chaos.traffic import OVER_LIARS
 from benchmarks.chaos.triton import MODEL
 from cat_serve.backends.base import Backend, EngineOptions
 from cat_serve.backends.onnxruntime import open_backend
 from cat_serve.contract import Batch, Output
 from cat_serve.manifest import load_artefact
 
+LOAD = Load(CLIENTS, OVER_LIARS)
 LIES_MOST_S = 60.0
 # Nobody stalls here, and a slow machine must not look like it.
 STALL_MS, ATTEMPT_MS = 10_000, 20_000
@@ -151,10 +153,10 @@ async def lying(count: int, told_lies: Mapping[str, Lie] = LIES) -> Result:
             excused = lie.told if count == 1 else lie.always
             before = made[0].told
             cause = partial(made[0].tell, lie)
-            survived.append(await survive(server, name, cause, excused, count, digests, CLIENTS))
+            survived.append(await survive(server, name, cause, excused, count, digests, LOAD))
             told[name] = made[0].told - before
         code = await asyncio.to_thread(server.terminate)
         log = server.log
     what = "a server that lies" if count == 1 else f"1 of {count} servers that lies"
     put_to_the_test = at_least("lies told, fewest of one kind", min(told.values()), FEW)
-    return found(what, survived, code, log, time.perf_counter() - began_s, CLIENTS, put_to_the_test)
+    return found(what, survived, code, log, time.perf_counter() - began_s, LOAD, put_to_the_test)

@@ -48,6 +48,11 @@ def one(rng: random.Random) -> Ask:
     return Ask("one image", "POST", f"/generate?{query}", same=True)
 
 
+def the_same(rng: random.Random) -> Ask:
+    """One image that everybody asks for, so that a wrong one is soon seen beside a right one."""
+    return Ask("the same image", "POST", "/generate?class=7&seed=1", same=True)
+
+
 def several(rng: random.Random) -> Ask:
     """Several images as a grid, files or JSON."""
     form, n = rng.choice(("grid", "zip", "json")), rng.choice((2, 3, 5, 16))
@@ -160,6 +165,7 @@ OVER_TRITON: Mapping[Maker, int] = {
     for maker, weight in MIXED.items()
     if maker not in (mixture, between_classes, late, left, slow)
 }
+OVER_LIARS: Mapping[Maker, int] = {the_same: 60, **OVER_TRITON}
 
 
 def drawn(mix: Mapping[Maker, int], rng: random.Random) -> Ask:
