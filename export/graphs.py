@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cat_serve.contract import OUTPUT_NAMES, STUDIO_OUTPUT_NAMES, Precision, StudioBatch
 from cat_serve.manifest import GRAPH_NAMES, STUDIO_NAME
@@ -71,6 +71,30 @@ def plan(
     if studio is not None:
         names.append((STUDIO_NAME, studio))
     return [Graph(name, p, decoder if p == "fp16" else "fp32") for name, p in names]
+
+
+def studio_precision(
+    checkpoint: Checkpoint, wanted: Precision | Literal["auto"] | None
+) -> Precision | None:
+    """Return the precision of the studio graph, None where there will be none.
+
+    Args:
+        wanted: "auto" is fp16 where the generator has stages.
+
+    Raises:
+        InvalidInput: one is asked for, and the generator has neither stages nor class embeddings to mix.
+    """
+    from cat_serve.errors import InvalidInput
+
+    stages = checkpoint.generator.config.stages
+    if wanted == "auto":
+        return "fp16" if stages else None
+    if wanted is not None and not stages:
+        raise InvalidInput(
+            f"{checkpoint.name} has no stages, so there is no studio of it.",
+            hint="leave --studio-precision away, or give none",
+        )
+    return wanted
 
 
 def write_graph(

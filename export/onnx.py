@@ -72,12 +72,12 @@ def export(
     from cat_serve.files import replacing, sha256_of
     from cat_serve.manifest import Manifest, record
     from cat_serve.model.checkpoint import load_checkpoint
-    from export.graphs import plan
+    from export.graphs import plan, studio_precision
 
     options = options or ExportOptions()
     checkpoint = load_checkpoint(checkpoint_path)
     config = checkpoint.generator.config
-    studio = studio_precision(checkpoint, options)
+    studio = studio_precision(checkpoint, options.studio_precision)
     graphs = plan(options.precisions, options.decoder_precision, studio)
     target = repository / checkpoint.name / str(version)
     with replacing(target) as workspace:
@@ -101,25 +101,6 @@ def export(
             },
         ).save(workspace)
     return target
-
-
-def studio_precision(checkpoint: Checkpoint, options: ExportOptions) -> Precision | None:
-    """Return the precision of the studio graph, None where there will be none.
-
-    Raises:
-        InvalidInput: one is asked for, and the generator has neither stages nor class embeddings to mix.
-    """
-    from cat_serve.errors import InvalidInput
-
-    stages = checkpoint.generator.config.stages
-    if options.studio_precision == "auto":
-        return "fp16" if stages else None
-    if options.studio_precision is not None and not stages:
-        raise InvalidInput(
-            f"{checkpoint.name} has no stages, so there is no studio of it.",
-            hint="leave --studio-precision away, or give none",
-        )
-    return options.studio_precision
 
 
 def write_and_prove(

@@ -130,6 +130,7 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
     from cat_serve.model.checkpoint import parameter_count, save_checkpoint
 
     if arguments.family != CAT and FAMILIES[arguments.family].is_pixels:
+        require_no_decoder(arguments)
         vae, vae_is = None, "none"
     else:
         vae, vae_is = decoder_of(arguments)
@@ -147,6 +148,21 @@ def work(arguments: argparse.Namespace) -> dict[str, Any]:
         "generator_parameters": parameter_count(checkpoint.generator),
         "decoder_parameters": parameter_count(vae.decoder) if vae else 0,
     }
+
+
+def require_no_decoder(arguments: argparse.Namespace) -> None:
+    """Refuse a decoder for a family that makes pixels.
+
+    Raises:
+        InvalidInput: one was asked for.
+    """
+    from cat_serve.errors import InvalidInput
+
+    if arguments.vae is not None or arguments.tiny:
+        raise InvalidInput(
+            f"The family {arguments.family} makes pixels and has no decoder.",
+            hint="leave --vae and --tiny away",
+        )
 
 
 def decoder_of(arguments: argparse.Namespace) -> tuple[Vae, str]:

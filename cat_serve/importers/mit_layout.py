@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cat_serve.importers.dit_layout import filled
-from cat_serve.importers.tensors import Tensors, patch_weights, sided
+from cat_serve.importers.tensors import Tensors, patch_weights
 from cat_serve.model.one_step import OneStep
 from cat_serve.model.one_step_config import OneStepConfig
 
@@ -137,8 +137,3 @@ def head(tensors: Tensors, config: OneStepConfig) -> dict[str, Tensor]:
 def flat(tokens: Tensor) -> Tensor:
     """Return tokens as [P, C], whatever precedes that in the file."""
     return tokens.reshape(-1, tokens.shape[-1])
-
-
-def square(tokens: int, patch: int, tensors: Tensors) -> int:
-    """Return the side of an image of so many tokens."""
-    return patch * sided(tokens, tensors)

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from cat_serve.errors import CheckpointError, InvalidInput
-from cat_serve.importers.heads import HEADS
 
 TIME_FEATURES = 256
 MAX_PERIOD = 10_000.0
 SHOWN = 5
+# Attention heads of the published sizes, by width: a file of DiT's layout does not say how many it has.
+HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16, 1280: 16}
 
 
 class Tensors:
