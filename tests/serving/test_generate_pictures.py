@@ -67,11 +67,18 @@ def test_mixtures_stages_and_seeds_with_gaps_are_the_services_too(
     assert answer.status_code == 200, answer.text
     assert out.read_bytes() == answer.content
     assert report["determinism"] == answer.headers["X-Determinism"]
-    generate(*flags, "--out", str(tmp_path / "files"))
-    zipped = server.post("/generate", params={**parameters, "response": "zip"})
-    with zipfile.ZipFile(io.BytesIO(zipped.content)) as archive:
+
+
+def test_folder_of_a_stage_of_a_mixture_has_the_files_of_the_services_zip(
+    server: httpx.Client, generate: Generate, tmp_path: Path
+) -> None:
+    mixture, seeds, stage = "7:0.25,9:0.75", "2,9,4", "1"
+    generate("--class", mixture, "--seeds", seeds, "--stage", stage, "--out", str(tmp_path))
+    zipped = served(server, **{"class": mixture}, seeds=seeds, stage=stage, response="zip")
+    with zipfile.ZipFile(io.BytesIO(zipped)) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "files").iterdir()} == files
+    assert len(files) == 3
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
 
 
 def test_array_holds_all_images(server: httpx.Client, generate: Generate, tmp_path: Path) -> None:
