@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 
 import httpx
 import pytest
@@ -173,7 +174,10 @@ def test_twenty_reloads_under_load_lose_no_request_and_no_memory(
         rss_bytes.append(running.rss_bytes())
         print(f"requests {load.counts.total()}, RSS {[n >> 20 for n in rss_bytes]} MiB")
         engine_bytes = rss_bytes[1] - rss_bytes[0]  # the old one was still there beside the new
-        assert rss_bytes[-1] - rss_bytes[0] < engine_bytes
+        # An engine that stayed is 38 MiB for each reload. What the allocator keeps for the threads that open engines is 32 to 35 MiB
+        # in all, after 20 reloads and after 60 alike; opened 120 times by one thread they leave 3 MiB, by six in turn 25 MiB.
+        first, last = (median(rss_bytes[some]) for some in (slice(1, 6), slice(ROUNDS - 4, ROUNDS + 1)))  # fmt: skip
+        assert last - first < engine_bytes
 
 
 def test_hangup_takes_a_good_version_and_refuses_a_damaged_one(
