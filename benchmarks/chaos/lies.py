@@ -16,8 +16,8 @@ import numpy as np
 CLIENTS = 8
 LIES_FOR_S = 2.0
 NO_ANSWER_FOR_S = 23.0  # so that calls are given up meanwhile
-# A call is made twice: of so many lies two were told to one request, which then has no picture.
-FEW, ENOUGH = 3, 2 * CLIENTS + 1
+# A request has up to four calls, and each is made twice: of so many lies two were told to one call, which then fails.
+FEW, ENOUGH = 3, 4 * CLIENTS + 1
 
 Answer = Any  # a ModelInferResponse: the classes of protobuf have no types
 
