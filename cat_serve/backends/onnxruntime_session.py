@@ -93,6 +93,8 @@ def open_session(path: Path, model: str, provider: Provider, threads: int) -> An
     options = ort.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = threads
+    # A plan of memory is kept for every size of batch that was ever seen: with them a server grows for hours.
+    options.enable_mem_pattern = False
     try:
         session = ort.InferenceSession(str(path), options, providers=wanted)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
