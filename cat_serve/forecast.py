@@ -69,7 +69,8 @@ class Forecast:
     def request_s(self, images: int) -> float | None:
         """Return how long a request takes that comes now, if nobody else comes; None while nothing is known."""
         waiting = self._waiting()
-        if not waiting and not self._slots.taken and not any(self._others_waiting()):  # the usual case
+        busy = waiting or self._slots.taken or any(self._others_waiting())
+        if not busy:  # the usual case
             return None if self.line is None else self._alone_s(self._pace, images)
         own, later = turns(waiting, images, self._max_batch, self._apart)
         completed_s = self._completed_s(own, later)

@@ -12,7 +12,8 @@ from cat_serve.errors import BadOutput
 from cat_serve.wanted import Wanted
 
 MAX_SHOWN = 8
-GLANCE_PX = 8  # every so many pixels tell of nearly all pictures that they have more than one colour
+# Every so many pixels tell of nearly all pictures that they have more than one colour.
+GLANCE_PX = 8
 
 
 def one_colour(images: np.ndarray) -> np.ndarray:
