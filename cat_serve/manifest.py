@@ -175,7 +175,7 @@ def load_artefact(folder: Path) -> Artefact:
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise ArtefactError(
-            f"{folder.name} of model {folder.parent.name!r} has no {MANIFEST_NAME}.",
+            f"Version {folder.name} of model {folder.parent.name!r} has no {MANIFEST_NAME}.",
             hint="make it with: python -m export.onnx --help",
         )
     manifest = read_manifest(path)

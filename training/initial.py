@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cat_serve.errors import CheckpointError
 from cat_serve.files import sha256_of
-from cat_serve.model.checkpoint import Checkpoint, load_checkpoint, read_safetensors
+from cat_serve.model.checkpoint import Checkpoint, cat_generator, load_checkpoint, read_safetensors
 from cat_serve.model.generator import Generator
 from training.discriminator import Discriminator
 from training.streams import stream_at
@@ -53,9 +53,10 @@ class Initial:
         """Read `NAME.safetensors`, and `NAME.discriminator.safetensors` if it is there.
 
         Raises:
-            CheckpointError: one of them is missing, damaged, or no such file of this project.
+            CheckpointError: one of them is missing, damaged, or no such file of this project; or it is no CAT generator.
         """
         checkpoint = load_checkpoint(path)
+        cat_generator(checkpoint)
         beside = path.with_name(f"{path.stem}.discriminator.safetensors")
         discriminator, sha256 = None, None
         if beside.is_file():
@@ -85,7 +86,7 @@ class Initial:
         Raises:
             CheckpointError: another architecture; the settings that differ are named.
         """
-        taken = self.checkpoint.generator
+        taken = cat_generator(self.checkpoint)
         rows = _rows_by_name(self.checkpoint.class_names, class_names)
         settings = taken.config.to_dict()
         self._require_same(settings, generator.config.to_dict(), "generator")

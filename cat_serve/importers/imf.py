@@ -36,14 +36,14 @@ def read(tensors: Tensors, options: ImportOptions) -> Imported:
     """Return the network with guidance folded in.
 
     Raises:
-        InvalidInput: guidance below 1, or times outside 0..1.
+        InvalidInput: it is of no published size, and guidance is missing; guidance below 1, or times outside 0..1.
     """
     weight, width = f"{NET}x_embedder.proj.weight", tensors.shape(f"{NET}x_embedder.proj.bias", 1)[0]  # fmt: skip
     embedding = tensors.take(weight), tensors.take(f"{NET}x_embedder.proj.bias")
     _, channels, patch, _ = tensors.shape(weight, 4)
     tensors.take(weight, width, channels, patch, patch)
-    size = SIZES.get((len(block_names(tensors)), width), "xl")
-    guidance = chosen_guidance(RECOMMENDED[size], options)
+    size = SIZES.get((len(block_names(tensors)), width), "")
+    guidance = known_guidance(RECOMMENDED.get(size), options, tensors)
     generator = build(
         tensors,
         guidance,
@@ -55,6 +55,22 @@ def read(tensors: Tensors, options: ImportOptions) -> Imported:
         gain=-1.0,
     )
     return Imported(generator, per_channel(MEAN, STD), folded=guidance.to_dict())
+
+
+def known_guidance(
+    recommended: Guidance | None, options: ImportOptions, tensors: Tensors
+) -> Guidance:
+    """Return the guidance of the options, that of a published size where they say nothing.
+
+    Raises:
+        InvalidInput: it is of no published size, and the options leave something open.
+    """
+    if recommended is None and None in (options.omega, options.t_min, options.t_max):
+        raise InvalidInput(
+            f"{tensors.path.name} is of no published size, so nothing is known of its guidance.",
+            hint="give --omega, --t-min and --t-max; 1, 0 and 1 are no guidance",
+        )
+    return chosen_guidance(recommended or Guidance(1.0, 0.0, 1.0), options)
 
 
 def chosen_guidance(recommended: Guidance, options: ImportOptions) -> Guidance:

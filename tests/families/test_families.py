@@ -228,6 +228,21 @@ def test_files_of_other_families_are_refused(
         assert "error: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("family", ["imf", "pmf"])
+def test_guidance_of_a_size_that_was_not_published_must_be_given(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = next(spec for spec in SPECS if spec.name == family)
+    file, out = spec.write(tmp_path / "published.pth"), tmp_path / "never.safetensors"
+    names = tmp_path / "names.txt"
+    line = ["import", family, str(file), "--out", str(out), "--class-names", str(names)]
+    assert main(line) == 2
+    said = capsys.readouterr().err
+    assert "no published size" in said
+    assert "--omega" in said
+    assert not out.exists()
+
+
 class Evil:
     def __init__(self, path: Path) -> None:
         self.path = path

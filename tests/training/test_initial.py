@@ -13,11 +13,18 @@ import torch
 from torch.nn import functional
 
 from cat_serve.errors import CheckpointError, InvalidInput
-from cat_serve.model.checkpoint import load_checkpoint, read_safetensors
+from cat_serve.model.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    read_safetensors,
+    save_checkpoint,
+)
+from cat_serve.model.one_step import OneStep
+from cat_serve.model.one_step_config import OneStepConfig
 from training.config import TrainConfig
 from training.data import Latents
 from training.discriminator import Discriminator, DiscriminatorConfig
-from training.initial import _rearranged
+from training.initial import Initial, _rearranged
 from training.loop import Run
 from training.prepare import prepare
 from training.sources import ArraySource
@@ -236,6 +243,16 @@ def test_other_architecture_is_refused(
     with pytest.raises(CheckpointError, match=said):
         start(source, **{part: replace(getattr(config, part), **changes)})
     assert not (tmp_path / "run").exists()
+
+
+def test_imported_generator_of_another_family_is_refused(tmp_path: Path) -> None:
+    generator = OneStep(
+        OneStepConfig(16, 2, 32, patch=2, size=4, channels=3, num_classes=2, order=((0, 0),))
+    )
+    checkpoint = Checkpoint("other", generator, None, ("a", "b"))
+    save_checkpoint(tmp_path / "other.safetensors", checkpoint)
+    with pytest.raises(CheckpointError, match="no CAT generator"):
+        Initial.load(tmp_path / "other.safetensors")
 
 
 def test_form_of_the_discriminators_attention_may_change(start: StartRun, source: Path) -> None:
