@@ -26,7 +26,8 @@ class Versions:
     def __init__(self) -> None:
         self.revision = 0
         self._present: dict[str, Loaded] = {}
-        self._leaving: dict[Loaded, asyncio.Task[None]] = {}
+        self._leaving: list[Loaded] = []
+        self._retiring: set[asyncio.Task[None]] = set()
         self._closing = asyncio.Event()
 
     def present(self, name: str) -> Loaded | None:
@@ -56,11 +57,14 @@ class Versions:
         self._present[loaded.model.name] = loaded
         self.revision += 1
         if before is not None:
-            self._leaving[before] = asyncio.create_task(self._retire(before))
+            self._leaving.append(before)
+            task = asyncio.create_task(self._retire(before))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
 
     async def until_retired(self) -> None:
         """Wait until all versions that were replaced are freed."""
-        await asyncio.gather(*self._leaving.values())
+        await asyncio.gather(*self._retiring)
 
     async def close(self) -> None:
         """Make what waits, then free everything."""
@@ -76,7 +80,7 @@ class Versions:
             async with asyncio.timeout(LINGER_S):
                 await self._closing.wait()
         await loaded.until_unused()
-        del self._leaving[loaded]
+        self._leaving.remove(loaded)
         await loaded.close()
         await asyncio.to_thread(return_freed_memory)
         logger.info("closed %s", loaded.model.label)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +23,12 @@ def promtool() -> str | None:
     """Return Prometheus' tool: the machine's, or the one that `make test` unpacked; None if it is not here."""
     here = str(UNPACKED_PROMTOOL) if UNPACKED_PROMTOOL.is_file() else None
     return shutil.which("promtool") or here
+
+
+def pytest_configure() -> None:
+    """Let interrupts through to what tests start: a shell ignores them in all that it runs in the background."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -104,7 +104,7 @@ async def test_version_that_was_resolved_before_the_switch_is_made_by_itself_or_
         asked = ImageRequest.of(old_model, 1, 1, 1.0)
         made = await running.service.generate(asked)  # a moment after
         assert made.pixels.shape[1:3] == (8, 12)
-        await until(lambda: not running.service._versions._leaving)
+        await running.service._versions.until_retired()
         with pytest.raises(BackendUnavailable, match="was replaced") as told:
             await running.service.generate(asked)
         assert told.value.details["retry_after_s"] == 1
@@ -257,7 +257,7 @@ async def test_requests_during_many_reloads_all_get_what_their_version_makes(
         await asyncio.gather(*asking)
         assert failures == []
         assert len(counts) > 5
-        await until(lambda: not running.service._versions._leaving)
+        await running.service._versions.until_retired()
         gc.collect()
         alive = [one.version for one in gc.get_objects() if type(one) is Loaded]
         assert [one for one in alive if one in sizes] == [

@@ -340,7 +340,7 @@ def test_frames_that_differ_are_named(
     [
         ({"frame": 5}, "frame 5 of 5"),
         ({"class": None}, "class"),
-        ({"seed": 1.5}, "no request can"),
+        ({"seed": 1.5}, "seed 1.5 is not an integer"),
         ({"frames": 10**6}, "frames"),
         ({"steps": 20}, "steps"),
     ],
