@@ -18,21 +18,9 @@ from cat_serve.deadlines import Deadline
 from cat_serve.errors import BackendError, BackendUnavailable, DeadlineExceeded, Overloaded
 from cat_serve.manifest import Artefact, Determinism
 from cat_serve.slots import Slots
+from tests.serving.queues import Wish
 
 pytestmark = pytest.mark.anyio
-
-
-@dataclass(frozen=True)
-class Wish:
-    class_id: int
-    n: int = 1
-
-    def __len__(self) -> int:
-        return self.n
-
-    def batch(self, start: int, stop: int) -> Batch:
-        z = np.repeat(np.arange(start, stop, dtype=np.float32)[:, None] / 64, 6, axis=1)
-        return Batch(z, np.full(stop - start, self.class_id), np.ones(stop - start, np.float32))
 
 
 @dataclass
